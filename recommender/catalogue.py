@@ -1,0 +1,123 @@
+"""The catalogue: which items exist, what they are called, and how popular they were in training."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recommender.errors import CatalogueError
+
+_COLUMNS = ("item_id", "title", "popularity")
+
+
+def normalise_title(title: str) -> str:
+    """NFC, without control characters, white space collapsed: a title is one line of the prompt."""
+    visible = (" " if unicodedata.category(c) == "Cc" else c for c in title)
+    return " ".join(unicodedata.normalize("NFC", "".join(visible)).split())
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Items in a fixed order; an item's *index* is its position here.
+
+    Attributes:
+        item_ids: the caller's ids, unique strings.
+        titles: normalised, never empty; several items may share one.
+        popularity: interactions of each item in the training split.
+    """
+
+    item_ids: tuple[str, ...]
+    titles: tuple[str, ...]
+    popularity: tuple[int, ...]
+
+    @classmethod
+    def create(
+        cls, item_ids: Sequence[str], titles: Sequence[str], popularity: Sequence[int]
+    ) -> Catalogue:
+        """Normalises the titles and checks the columns against each other.
+
+        Raises:
+            CatalogueError: columns of unequal length, an empty id or title, or a duplicate id.
+        """
+        if not len(item_ids) == len(titles) == len(popularity):
+            raise CatalogueError(
+                f"the catalogue's columns differ in length: {len(item_ids)} ids, "
+                f"{len(titles)} titles, {len(popularity)} popularities"
+            )
+        seen: set[str] = set()
+        clean = tuple(normalise_title(title) for title in titles)
+        for position, (item_id, title) in enumerate(zip(item_ids, clean, strict=True), start=1):
+            if not item_id or not title:
+                raise CatalogueError(f"item {position} ({item_id!r}) lacks an id or a title")
+            if item_id in seen:
+                raise CatalogueError(f"item {position}: the id {item_id!r} stands twice")
+            seen.add(item_id)
+        return cls(tuple(item_ids), clean, tuple(int(count) for count in popularity))
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    @cached_property
+    def _index_by_id(self) -> dict[str, int]:
+        return {item_id: index for index, item_id in enumerate(self.item_ids)}
+
+    @cached_property
+    def _folded_titles(self) -> tuple[str, ...]:
+        return tuple(title.casefold() for title in self.titles)
+
+    @cached_property
+    def by_popularity(self) -> tuple[int, ...]:
+        """Item indices, most popular first; equals stay in catalogue order."""
+        return tuple(sorted(range(len(self)), key=lambda index: -self.popularity[index]))
+
+    def index_of(self, item_id: str) -> int | None:
+        """The item's index, or None for an id that the catalogue does not know."""
+        return self._index_by_id.get(item_id)
+
+    def search(self, query: str, limit: int) -> list[int]:
+        """Item indices whose title contains `query`, best match first.
+
+        Exact titles come before titles that start with the query, then those in which a word
+        starts with it, then the rest; within each, the more popular item first.
+        """
+        folded = normalise_title(query).casefold()
+        if not folded:
+            return list(self.by_popularity[:limit])
+        found = [i for i, title in enumerate(self._folded_titles) if folded in title]
+        found.sort(key=lambda i: (_match_class(self._folded_titles[i], folded), -self.popularity[i]))
+        return found[:limit]
+
+    def to_parquet(self, path: Path) -> None:
+        """Writes the three columns to `path`."""
+        columns = (list(self.item_ids), list(self.titles), list(self.popularity))
+        schema = pa.schema(
+            [("item_id", pa.string()), ("title", pa.string()), ("popularity", pa.int64())]
+        )
+        pq.write_table(pa.table(dict(zip(_COLUMNS, columns, strict=True)), schema=schema), path)
+
+    @classmethod
+    def from_parquet(cls, path: Path) -> Catalogue:
+        """Reads what `to_parquet` wrote.
+
+        Raises:
+            CatalogueError: the file is no Parquet file, or lacks a column.
+        """
+        try:
+            table = pq.read_table(path, columns=list(_COLUMNS))
+        except (OSError, pa.ArrowInvalid, pa.ArrowKeyError) as error:
+            raise CatalogueError(f"{path}: not a catalogue ({error})") from error
+        return cls.create(*(table.column(name).to_pylist() for name in _COLUMNS))
+
+
+def _match_class(title: str, query: str) -> int:
+    if title == query:
+        return 0
+    if title.startswith(query):
+        return 1
+    return 2 if f" {query}" in title else 3
