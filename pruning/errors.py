@@ -1,0 +1,32 @@
+"""What can go wrong offline; the root and the exit codes are in `recommender.errors`.
+
+    EspalierError
+    ├── InputError
+    │   ├── SourceError       raw data that cannot be prepared: names file, row, column and remedy
+    │   ├── BaseModelError    a pretrained base that cannot be loaded or trimmed
+    │   ├── RecipeError       a recipe or target that is not a legal shape for this teacher
+    │   └── RunError          a run folder that belongs to other inputs, or to another command
+    └── TrainingError         a training that cannot go on (no finite loss, say)
+"""
+
+from recommender.errors import EspalierError, InputError
+
+
+class SourceError(InputError):
+    """Raw data that cannot be prepared."""
+
+
+class BaseModelError(InputError):
+    """A pretrained base that cannot be loaded or trimmed."""
+
+
+class RecipeError(InputError):
+    """A recipe or target that is not a legal shape for this teacher."""
+
+
+class RunError(InputError):
+    """A run folder that belongs to other inputs."""
+
+
+class TrainingError(EspalierError):
+    """A training that cannot go on."""

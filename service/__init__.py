@@ -1,0 +1,1 @@
+"""Online: serves an artifact over HTTP."""
