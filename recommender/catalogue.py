@@ -37,9 +37,7 @@ class Catalogue:
     popularity: tuple[int, ...]
 
     @classmethod
-    def create(
-        cls, item_ids: Sequence[str], titles: Sequence[str], popularity: Sequence[int]
-    ) -> Catalogue:
+    def create(cls, item_ids: Sequence[str], titles: Sequence[str], popularity: Sequence[int]) -> Catalogue:
         """Normalises the titles and checks the columns against each other.
 
         Raises:
@@ -96,9 +94,7 @@ class Catalogue:
     def to_parquet(self, path: Path) -> None:
         """Writes the three columns to `path`."""
         columns = (list(self.item_ids), list(self.titles), list(self.popularity))
-        schema = pa.schema(
-            [("item_id", pa.string()), ("title", pa.string()), ("popularity", pa.int64())]
-        )
+        schema = pa.schema([("item_id", pa.string()), ("title", pa.string()), ("popularity", pa.int64())])
         pq.write_table(pa.table(dict(zip(_COLUMNS, columns, strict=True)), schema=schema), path)
 
     @classmethod

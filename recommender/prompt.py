@@ -42,9 +42,9 @@ class PromptTemplate(BaseModel):
     def window_start(self, events: int) -> int:
         """The first event in the prompt of a user who has had `events` of them.
 
-        It moves only once in `max_items - keep_items + 1`-ish events, so that the tokens before
-        the newest event, and their cached keys and values, stay what they were. With the default
-        20 and 10 it is `10 · max(0, ceil((n - 20) / 10))`.
+        It moves once in `max_items - keep_items` events, so that in between the tokens before the
+        newest event, and their cached keys and values, stay what they were. With the default 20
+        and 10 it is `10 · max(0, ceil((n - 20) / 10))`.
         """
         stride = max(1, self.max_items - self.keep_items)
         excess = max(0, events - self.max_items)

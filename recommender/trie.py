@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ Int32Array = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class TitleTrie:
-    """Attributes:
+    """The trie's arrays.
 
+    Attributes:
     child_offsets: (N + 1,) node n's children are the nodes `child_offsets[n] + 1 …
         child_offsets[n + 1]`; none: a leaf.
     label_offsets: (N + 1,) node n's label, the tokens from its parent to it, is
@@ -92,6 +94,27 @@ class TitleTrie:
     def label(self, node: int) -> Int32Array:
         """The tokens from the node's parent to it; the first one is the decision."""
         return self.label_tokens[self.label_offsets[node] : self.label_offsets[node + 1]]
+
+    def path(self, leaf: int) -> tuple[int, ...]:
+        """The leaf's whole token path, the separator last."""
+        labels = []
+        node = int(self._node_of_leaf[leaf])
+        while node > 0:
+            labels.append(self.label(node))
+            node = int(self._parents[node])
+        return tuple(np.concatenate(labels[::-1]).tolist())
+
+    @cached_property
+    def _parents(self) -> Int32Array:
+        counts = np.diff(self.child_offsets)
+        return np.concatenate(([-1], np.repeat(np.arange(len(counts)), counts))).astype(np.int32)
+
+    @cached_property
+    def _node_of_leaf(self) -> Int32Array:
+        childless = np.flatnonzero(np.diff(self.child_offsets) == 0)
+        node_L = np.empty(self.leaf_count, np.int32)
+        node_L[self.leaf_start[childless]] = childless
+        return node_L
 
     def items_of(self, leaf: int) -> Int32Array:
         """The items that bear the leaf's title, most popular first."""

@@ -1,0 +1,165 @@
+"""One request's search: the open nodes with their scores, and the titles found so far.
+
+Scores are sums of log-probabilities, so they only fall along a path: an open node's score bounds
+everything below it. The search may stop as soon as the k-th best finished item beats every open node;
+what it has then is the exact top k.
+
+Shapes: O open nodes, S nodes selected for a step, X children, R suffix tokens read so far.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from recommender.search.filters import ItemFilter
+from recommender.trie import Int32Array, TitleTrie
+
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to rank.
+
+    Attributes:
+        prompt: token ids, never empty.
+        k: how many items are wanted (titles, with `distinct_titles`), at least 1.
+        items: which items may come out; None: all.
+        distinct_titles: count a title once, however many items bear it (evaluation ranks titles).
+    """
+
+    prompt: tuple[int, ...]
+    k: int
+    items: ItemFilter | None = None
+    distinct_titles: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best leaves, best first, with at least k items between them if so many survive.
+
+    Attributes:
+        leaves: leaf numbers of the trie.
+        scores: natural logarithms of the titles' trie-renormalised probabilities.
+        exact: the ranking is proven; False: the frontier had to be cut.
+        prompt_tokens: tokens of the prompt.
+        steps: model steps after the prefill.
+    """
+
+    leaves: tuple[int, ...]
+    scores: tuple[float, ...]
+    exact: bool
+    prompt_tokens: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class SearchLimits:
+    """How wide a step is and when the frontier is cut.
+
+    Attributes:
+        width: open nodes expanded in a step (k of them when k is larger).
+        expansions: after this many (plus 8 · k) expanded nodes only the k best open nodes are kept,
+            which ends the search within the depth of the trie but leaves its result unproven.
+    """
+
+    width: int = 16
+    expansions: int = 384
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Open nodes to read now: trie nodes, their scores, and the suffix row each hangs from (-1: prompt)."""
+
+    nodes_S: Int32Array
+    scores_S: Float64Array
+    rows_S: Int32Array
+
+
+class Frontier:
+    """Open nodes and finished titles of one query."""
+
+    def __init__(self, query: Query, trie: TitleTrie, limits: SearchLimits) -> None:
+        self.query = query
+        self.steps = 0
+        self._trie = trie
+        self._width = max(limits.width, query.k)
+        self._budget = limits.expansions + 8 * query.k
+        self._exact = True
+        self._nodes = np.zeros(0, np.int32)
+        self._scores = np.zeros(0, np.float64)
+        self._rows = np.zeros(0, np.int32)
+        self._finished: list[tuple[float, int]] = []  # (-score, leaf), the best first, trimmed to k items
+        self._threshold = -np.inf  # the k-th finished item's score once there are k
+
+    @property
+    def done(self) -> bool:
+        return not len(self._nodes)
+
+    def add_children(self, nodes_X: Int32Array, scores_X: Float64Array, rows_X: Int32Array) -> None:
+        """Takes children that were just scored: leaves are finished, the rest opens, the hopeless go."""
+        keep = scores_X > self._threshold
+        start, stop = self._trie.leaf_start[nodes_X], self._trie.leaf_stop[nodes_X]
+        if self.query.items is not None:
+            keep &= self.query.items.alive(start, stop)
+        leaf = keep & (self._trie.child_offsets[nodes_X] == self._trie.child_offsets[nodes_X + 1])
+        if leaf.any():
+            self._finish(start[leaf], scores_X[leaf])
+        keep &= ~leaf
+        self._nodes = np.concatenate((self._nodes, nodes_X[keep]))
+        self._scores = np.concatenate((self._scores, scores_X[keep]))
+        self._rows = np.concatenate((self._rows, rows_X[keep]))
+        self._prune(self._scores > self._threshold)
+
+    def select(self) -> Selection:
+        """Takes the nodes to expand next out of the open ones."""
+        if self._budget <= 0 and len(self._nodes) > self.query.k:
+            self._exact = False
+            best = np.argpartition(-self._scores, self.query.k - 1)[: self.query.k]
+            self._prune(np.isin(np.arange(len(self._nodes)), best))
+        if len(self._nodes) > self._width:
+            chosen = np.argpartition(-self._scores, self._width - 1)[: self._width]
+        else:
+            chosen = np.arange(len(self._nodes))
+        selection = Selection(self._nodes[chosen], self._scores[chosen], self._rows[chosen])
+        self._prune(~np.isin(np.arange(len(self._nodes)), chosen))
+        self._budget -= len(chosen)
+        self.steps += 1
+        return selection
+
+    def result(self) -> Found:
+        return Found(
+            leaves=tuple(leaf for _, leaf in self._finished),
+            scores=tuple(-negated for negated, _ in self._finished),
+            exact=self._exact,
+            prompt_tokens=len(self.query.prompt),
+            steps=self.steps,
+        )
+
+    def _finish(self, leaves: Int32Array, scores: Float64Array) -> None:
+        found = zip((-scores).tolist(), leaves.tolist(), strict=True)
+        self._finished = sorted([*self._finished, *found])
+        items = 0
+        for position, (negated, leaf) in enumerate(self._finished):
+            items += self._count(leaf)
+            if items >= self.query.k:
+                del self._finished[position + 1 :]
+                self._threshold = -negated
+                return
+
+    def _count(self, leaf: int) -> int:
+        if self.query.distinct_titles:
+            return 1
+        if self.query.items is not None:
+            return self.query.items.count(leaf)
+        return len(self._trie.items_of(leaf))
+
+    def _prune(self, keep_O: npt.NDArray[np.bool_]) -> None:
+        self._nodes, self._scores, self._rows = (
+            self._nodes[keep_O],
+            self._scores[keep_O],
+            self._rows[keep_O],
+        )

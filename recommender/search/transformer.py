@@ -1,0 +1,283 @@
+"""A lean forward pass of Llama, Qwen2 and Qwen3 for searching a trie.
+
+Two calls: `prefill` reads whole prompts, and `extend` reads the tokens of trie nodes that hang below
+them. Linear layers see all tokens of all requests in one flat batch without padding. Keys and values
+stand in one buffer a layer, a row (*slot*) a request: the prompt's first, then one column a token of
+each node read so far. A node's token attends to the prompt and to its own path, which a boolean mask
+says; so a prompt's keys and values are read once a request, not once a beam.
+
+Shapes: T tokens of all requests, B slots in use, Q queries of a slot (padded), C columns, H hidden,
+N query heads, K key/value heads, G = N / K, D head_dim, F intermediate, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from torch import Tensor
+
+from recommender.errors import UnsupportedModelError
+from recommender.search.architecture import Architecture
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer; projections that share an input are fused."""
+
+    input_norm_H: Tensor
+    qkv_weight: Tensor
+    qkv_bias: Tensor | None
+    q_norm_D: Tensor | None
+    k_norm_D: Tensor | None
+    o_weight: Tensor
+    o_bias: Tensor | None
+    mlp_norm_H: Tensor
+    gate_up_weight: Tensor
+    down_weight: Tensor
+
+
+@dataclass(frozen=True)
+class NodeTokens:
+    """The tokens of the trie nodes to be read in one step, grouped by slot.
+
+    Attributes:
+        tokens_T: token ids.
+        positions_T: rotary positions.
+        slots_T: each token's slot, ascending.
+        queries_T: the token's place among its slot's queries, 0 … Q - 1.
+        columns_T: the column its keys and values go to.
+        visible_BQC: True where a query may attend; padding queries may attend to column 0.
+    """
+
+    tokens_T: Tensor
+    positions_T: Tensor
+    slots_T: Tensor
+    queries_T: Tensor
+    columns_T: Tensor
+    visible_BQC: Tensor
+
+
+class KeyValueCache:
+    """Keys and values of the requests in flight: (slots, K, columns, D) for each layer."""
+
+    def __init__(self, architecture: Architecture, dtype: torch.dtype) -> None:
+        self._shape = (architecture.num_key_value_heads, architecture.head_dim)
+        self._layers = architecture.num_hidden_layers
+        self._dtype = dtype
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.slots = 0
+        self.columns = 0
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+    def reserve(self, slots: int, columns: int) -> None:
+        """Grows the buffers to at least this size; what stands in them stays."""
+        if slots <= self.slots and columns <= self.columns:
+            return
+        slots = max(slots, self.slots)
+        columns = max(-(-columns // 64) * 64, self.columns)
+        self.keys = self._grown(self.keys, slots, columns)
+        self.values = self._grown(self.values, slots, columns)
+        self.slots, self.columns = slots, columns
+
+    def move(self, source: int, target: int, columns: int) -> None:
+        """Copies the first `columns` of one slot over another."""
+        for tensor in (*self.keys, *self.values):
+            tensor[target, :, :columns] = tensor[source, :, :columns]
+
+    def _grown(self, old: list[Tensor], slots: int, columns: int) -> list[Tensor]:
+        heads, width = self._shape
+        # Zeros, not garbage: a masked column still enters a product, and 0 · NaN is NaN.
+        new = [torch.zeros(slots, heads, columns, width, dtype=self._dtype) for _ in range(self._layers)]
+        for target, source in zip(new, old, strict=False):
+            target[: self.slots, :, : self.columns] = source
+        return new
+
+
+class LeanTransformer:
+    """The model's weights and its two forward calls, without gradients."""
+
+    def __init__(
+        self, architecture: Architecture, tensors: Mapping[str, Tensor], dtype: torch.dtype
+    ) -> None:
+        """Takes Hugging Face's tensors by their names.
+
+        Raises:
+            UnsupportedModelError: a tensor is missing, or the weights hold one we would not use.
+        """
+        weights = _Tensors(tensors, dtype)
+        self.architecture = architecture
+        self.dtype = dtype
+        self.embedding_VH = weights.take("model.embed_tokens.weight")
+        self.layers = [
+            _layer(weights, f"model.layers.{i}", architecture.family == "qwen3")
+            for i in range(architecture.num_hidden_layers)
+        ]
+        self.norm_H = weights.take("model.norm.weight")
+        head_VH = weights.find("lm_head.weight")
+        if architecture.tie_word_embeddings:
+            head_VH = self.embedding_VH
+        if head_VH is None:
+            raise UnsupportedModelError("the weights lack lm_head.weight, and the config ties none")
+        self.head_VH: Tensor = head_VH
+        weights.refuse_leftovers()
+        self._frequencies = architecture.inverse_frequencies()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights held, fused copies included, shared ones once."""
+        held = [self.embedding_VH, self.norm_H, self.head_VH]
+        for layer in self.layers:
+            held.extend(t for t in vars(layer).values() if t is not None)
+        return sum({t.data_ptr(): t.nbytes for t in held if t is not None}.values())
+
+    def new_cache(self) -> KeyValueCache:
+        return KeyValueCache(self.architecture, self.dtype)
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[Sequence[int]], first_slot: int, cache: KeyValueCache) -> Tensor:
+        """Reads whole prompts into the slots `first_slot, …`.
+
+        Returns:
+            (len(prompts), H): the normed hidden state behind each prompt's last token.
+        """
+        lengths = [len(prompt) for prompt in prompts]
+        tokens_T = torch.tensor([token for prompt in prompts for token in prompt])
+        positions_T = torch.cat([torch.arange(length) for length in lengths])
+        rotation = self._rotation(positions_T)
+        hidden_TH = self.embedding_VH[tokens_T]
+        for index, layer in enumerate(self.layers):
+            q_TND, k_TKD, v_TKD = self._qkv(layer, hidden_TH, rotation)
+            mixed: list[Tensor] = []
+            start = 0
+            for slot, length in enumerate(lengths, start=first_slot):
+                q, k, v = (x[start : start + length].transpose(0, 1) for x in (q_TND, k_TKD, v_TKD))
+                cache.keys[index][slot, :, :length] = k
+                cache.values[index][slot, :, :length] = v
+                out = F.scaled_dot_product_attention(
+                    q[None], k[None], v[None], is_causal=True, enable_gqa=True
+                )
+                mixed.append(out[0].transpose(0, 1).reshape(length, -1))
+                start += length
+            hidden_TH = self._finish_layer(layer, hidden_TH, torch.cat(mixed))
+        last = torch.tensor(lengths).cumsum(0) - 1
+        return self._norm(hidden_TH[last], self.norm_H)
+
+    @torch.inference_mode()
+    def extend(self, nodes: NodeTokens, wanted_W: Tensor, cache: KeyValueCache) -> Tensor:
+        """Reads tokens of trie nodes.
+
+        Args:
+            nodes: the tokens and where they stand.
+            wanted_W: indices into T whose hidden state is asked for.
+            cache: where the prompts and earlier nodes stand; this step's tokens are added.
+
+        Returns:
+            (W, H): the normed hidden states of `wanted_W`.
+        """
+        slots, queries, columns = nodes.visible_BQC.shape
+        heads_k, width = self.architecture.num_key_value_heads, self.architecture.head_dim
+        group = self.architecture.num_attention_heads // heads_k
+        # The query heads of a group share their keys, so they stand as further queries of one head.
+        visible = nodes.visible_BQC[:, None, None].expand(slots, 1, group, queries, columns)
+        visible = visible.reshape(slots, 1, group * queries, columns)
+        rotation = self._rotation(nodes.positions_T)
+        hidden_TH = self.embedding_VH[nodes.tokens_T]
+        for index, layer in enumerate(self.layers):
+            q_TND, k_TKD, v_TKD = self._qkv(layer, hidden_TH, rotation)
+            cache.keys[index][nodes.slots_T, :, nodes.columns_T] = k_TKD
+            cache.values[index][nodes.slots_T, :, nodes.columns_T] = v_TKD
+            q_BQKGD = q_TND.new_zeros(slots, queries, heads_k, group, width)
+            q_BQKGD[nodes.slots_T, nodes.queries_T] = q_TND.view(-1, heads_k, group, width)
+            out = F.scaled_dot_product_attention(
+                q_BQKGD.permute(0, 2, 3, 1, 4).reshape(slots, heads_k, group * queries, width),
+                cache.keys[index][:slots, :, :columns],
+                cache.values[index][:slots, :, :columns],
+                attn_mask=visible,
+            )
+            out_BQKGD = out.view(slots, heads_k, group, queries, width).permute(0, 3, 1, 2, 4)
+            mixed_TX = out_BQKGD[nodes.slots_T, nodes.queries_T].flatten(1)
+            hidden_TH = self._finish_layer(layer, hidden_TH, mixed_TX)
+        return self._norm(hidden_TH[wanted_W], self.norm_H)
+
+    def _qkv(
+        self, layer: Layer, hidden_TH: Tensor, rotation: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        arch = self.architecture
+        fused = F.linear(self._norm(hidden_TH, layer.input_norm_H), layer.qkv_weight, layer.qkv_bias)
+        heads = fused.view(len(hidden_TH), -1, arch.head_dim)
+        q_TND, k_TKD, v_TKD = torch.split(
+            heads, (arch.num_attention_heads, arch.num_key_value_heads, arch.num_key_value_heads), dim=1
+        )
+        if layer.q_norm_D is not None and layer.k_norm_D is not None:
+            q_TND, k_TKD = self._norm(q_TND, layer.q_norm_D), self._norm(k_TKD, layer.k_norm_D)
+        return _rotate(q_TND, *rotation), _rotate(k_TKD, *rotation), v_TKD
+
+    def _finish_layer(self, layer: Layer, hidden_TH: Tensor, mixed_TX: Tensor) -> Tensor:
+        hidden_TH = hidden_TH + F.linear(mixed_TX, layer.o_weight, layer.o_bias)
+        gate_TF, up_TF = F.linear(self._norm(hidden_TH, layer.mlp_norm_H), layer.gate_up_weight).chunk(
+            2, dim=-1
+        )
+        return hidden_TH + F.linear(F.silu(gate_TF) * up_TF, layer.down_weight)
+
+    def _norm(self, x: Tensor, gain: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), gain, self.architecture.rms_norm_eps)
+
+    def _rotation(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        angles = torch.outer(positions_T.float(), self._frequencies)
+        angles = torch.cat((angles, angles), dim=-1)[:, None]
+        return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+
+
+class _Tensors:
+    """Hugging Face's tensors by name, counting which were used."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        self._left = dict(tensors)
+        self._dtype = dtype
+
+    def find(self, name: str) -> Tensor | None:
+        tensor = self._left.pop(name, None)
+        return None if tensor is None else tensor.detach().to(self._dtype).contiguous()
+
+    def take(self, name: str) -> Tensor:
+        tensor = self.find(name)
+        if tensor is None:
+            raise UnsupportedModelError(f"the weights lack {name}")
+        return tensor
+
+    def refuse_leftovers(self) -> None:
+        if self._left:
+            raise UnsupportedModelError(
+                f"the weights hold {sorted(self._left)[0]}, which this architecture does not use"
+            )
+
+
+def _layer(weights: _Tensors, name: str, with_head_norms: bool) -> Layer:
+    attention, mlp = f"{name}.self_attn", f"{name}.mlp"
+    biases = [weights.find(f"{attention}.{x}_proj.bias") for x in "qkv"]
+    present = [bias for bias in biases if bias is not None]
+    return Layer(
+        input_norm_H=weights.take(f"{name}.input_layernorm.weight"),
+        qkv_weight=torch.cat([weights.take(f"{attention}.{x}_proj.weight") for x in "qkv"]),
+        qkv_bias=torch.cat(present) if present else None,
+        q_norm_D=weights.take(f"{attention}.q_norm.weight") if with_head_norms else None,
+        k_norm_D=weights.take(f"{attention}.k_norm.weight") if with_head_norms else None,
+        o_weight=weights.take(f"{attention}.o_proj.weight"),
+        o_bias=weights.find(f"{attention}.o_proj.bias"),
+        mlp_norm_H=weights.take(f"{name}.post_attention_layernorm.weight"),
+        gate_up_weight=torch.cat([weights.take(f"{mlp}.{x}_proj.weight") for x in ("gate", "up")]),
+        down_weight=weights.take(f"{mlp}.down_proj.weight"),
+    )
+
+
+def _rotate(x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
+    """Rotary embedding, in Hugging Face's split-halves layout."""
+    first, second = x_TND.chunk(2, dim=-1)
+    return x_TND * cos_T1D + torch.cat((-second, first), dim=-1) * sin_T1D
