@@ -213,7 +213,7 @@ class LeanTransformer:
         fused = F.linear(self._norm(hidden_TH, layer.input_norm_H), layer.qkv_weight, layer.qkv_bias)
         heads = fused.view(len(hidden_TH), -1, arch.head_dim)
         q_TND, k_TKD, v_TKD = torch.split(
-            heads, (arch.num_attention_heads, arch.num_key_value_heads, arch.num_key_value_heads), dim=1
+            heads, [arch.num_attention_heads, arch.num_key_value_heads, arch.num_key_value_heads], dim=1
         )
         if layer.q_norm_D is not None and layer.k_norm_D is not None:
             q_TND, k_TKD = self._norm(q_TND, layer.q_norm_D), self._norm(k_TKD, layer.k_norm_D)
