@@ -1,12 +1,13 @@
 """What can go wrong offline; the root and the exit codes are in `recommender.errors`.
 
-    EspalierError
-    ├── InputError
-    │   ├── SourceError       raw data that cannot be prepared: names file, row, column and remedy
-    │   ├── BaseModelError    a pretrained base that cannot be loaded or trimmed
-    │   ├── RecipeError       a recipe or target that is not a legal shape for this teacher
-    │   └── RunError          a run folder that belongs to other inputs, or to another command
-    └── TrainingError         a training that cannot go on (no finite loss, say)
+EspalierError
+├── InputError
+│   ├── SourceError       raw data that cannot be prepared: names file, row, column and remedy
+│   ├── BaseModelError    a pretrained base that cannot be loaded or trimmed
+│   ├── RecipeError       a recipe or target that is not a legal shape for this teacher
+│   └── RunError          a run folder that belongs to other inputs, or to another command
+├── DownloadError         public data that the package client could not fetch
+└── TrainingError         a training that cannot go on (no finite loss, say)
 """
 
 from recommender.errors import EspalierError, InputError
@@ -26,6 +27,10 @@ class RecipeError(InputError):
 
 class RunError(InputError):
     """A run folder that belongs to other inputs."""
+
+
+class DownloadError(EspalierError):
+    """Public data that the package client could not fetch."""
 
 
 class TrainingError(EspalierError):

@@ -5,8 +5,9 @@
     interactions.parquet   user_id, item_id, timestamp, split; users together, each oldest first
 
 `split` names the split in which the interaction is a *target*; it is null for a user's first
-interaction, which has no history to be predicted from. Splits follow time, so within a user the
-training targets come first.
+interaction, which has no history to be predicted from (and for all items of the first history of a
+split that was given ready-made). Splits follow time, so within a user the training targets come
+first. An item's popularity counts the training targets.
 """
 
 from __future__ import annotations
@@ -144,8 +145,8 @@ class UserSequence:
 
         Later interactions, also those that no row predicts, lie in the future of the training split.
         """
-        trained = self.splits.count("train")
-        return self.items[: trained + 1] if trained else ()
+        targets = [position for position, split in enumerate(self.splits) if split == "train"]
+        return self.items[: targets[-1] + 1] if targets else ()
 
 
 class Dataset:

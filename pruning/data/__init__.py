@@ -1,0 +1,1 @@
+"""From raw interactions and titles to a prepared data set (`recommender.dataset`)."""
