@@ -47,8 +47,9 @@ def new_directory(target: Path) -> Iterator[Path]:
     if target.exists():
         raise InputError(f"{target} exists already; choose another name or remove it first")
     target.parent.mkdir(parents=True, exist_ok=True)
-    for remains in target.parent.glob(f".{target.name}{_PARTIAL}*"):
-        shutil.rmtree(remains, ignore_errors=True)
+    for remains in target.parent.iterdir():  # not glob: a name may hold its special characters
+        if remains.name.startswith(f".{target.name}{_PARTIAL}"):
+            shutil.rmtree(remains, ignore_errors=True)
     partial = target.parent / f".{target.name}{_PARTIAL}{uuid.uuid4().hex[:8]}"
     partial.mkdir()
     try:
