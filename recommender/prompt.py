@@ -55,21 +55,34 @@ class PromptEncoder:
     """Turns titles into token ids and histories into prompts.
 
     Raises:
-        PromptError: the separator is not a single token, so titles could not be told apart.
+        PromptError: the separator is not a token of its own, so titles could not be told apart; or
+            the instruction has no tokens, so a cold prompt would be empty.
     """
 
     def __init__(self, template: PromptTemplate, tokenizer: Tokenizer) -> None:
+        # A checkpoint's tokenizer may carry settings that would pad or cut titles in a batch.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
         separator = tokenizer.encode(SEPARATOR, add_special_tokens=False).ids
         if len(separator) != 1:
             raise PromptError(
                 f"the tokenizer splits a line feed into {len(separator)} tokens; the prompt needs "
                 "it to be one, so choose a tokenizer that has it in its alphabet"
             )
+        if tokenizer.decode(separator, skip_special_tokens=False) != SEPARATOR:
+            raise PromptError(
+                f"the tokenizer reads a line feed as {tokenizer.id_to_token(separator[0])!r}, which other "
+                "text may become too; choose a tokenizer that has it in its alphabet"
+            )
         self.template = template
         self.separator_id: int = separator[0]
         self.instruction_ids: tuple[int, ...] = tuple(
             tokenizer.encode(template.instruction, add_special_tokens=False).ids
         )
+        if not self.instruction_ids:
+            raise PromptError(
+                f"the instruction {template.instruction!r} has no tokens; a cold prompt needs one"
+            )
         self._tokenizer = tokenizer
 
     def encode_title(self, title: str) -> tuple[int, ...]:
