@@ -13,12 +13,16 @@ import pyarrow.parquet as pq
 
 from recommender.errors import CatalogueError
 
-_COLUMNS = ("item_id", "title", "popularity")
+_SCHEMA = pa.schema([("item_id", pa.string()), ("title", pa.string()), ("popularity", pa.int64())])
+_COLUMNS = tuple(_SCHEMA.names)
 
 
 def normalise_title(title: str) -> str:
-    """NFC, without control characters, white space collapsed: a title is one line of the prompt."""
-    visible = (" " if unicodedata.category(c) == "Cc" else c for c in title)
+    """NFC, without control characters, white space collapsed: a title is one line of the prompt.
+
+    Lone surrogates, which no encoding can carry, go with the control characters.
+    """
+    visible = (" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in title)
     return " ".join(unicodedata.normalize("NFC", "".join(visible)).split())
 
 
@@ -94,20 +98,22 @@ class Catalogue:
     def to_parquet(self, path: Path) -> None:
         """Writes the three columns to `path`."""
         columns = (list(self.item_ids), list(self.titles), list(self.popularity))
-        schema = pa.schema([("item_id", pa.string()), ("title", pa.string()), ("popularity", pa.int64())])
-        pq.write_table(pa.table(dict(zip(_COLUMNS, columns, strict=True)), schema=schema), path)
+        pq.write_table(pa.table(dict(zip(_COLUMNS, columns, strict=True)), schema=_SCHEMA), path)
 
     @classmethod
     def from_parquet(cls, path: Path) -> Catalogue:
         """Reads what `to_parquet` wrote.
 
         Raises:
-            CatalogueError: the file is no Parquet file, or lacks a column.
+            CatalogueError: the file is no Parquet file, lacks a column, or holds another type or a null.
         """
         try:
-            table = pq.read_table(path, columns=list(_COLUMNS))
-        except (OSError, pa.ArrowInvalid, pa.ArrowKeyError) as error:
+            table = pq.read_table(path, columns=list(_COLUMNS)).cast(_SCHEMA)
+        except (OSError, pa.ArrowException) as error:
             raise CatalogueError(f"{path}: not a catalogue ({error})") from error
+        for name in _COLUMNS:
+            if table.column(name).null_count:
+                raise CatalogueError(f"{path}: the column {name} has nulls; every item needs all three")
         return cls.create(*(table.column(name).to_pylist() for name in _COLUMNS))
 
 

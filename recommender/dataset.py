@@ -153,7 +153,8 @@ class Dataset:
     """Reads a prepared data set. Opening checks the card; tables are read when first asked for.
 
     Raises:
-        DatasetError: the folder is none of ours, or a file is missing or damaged.
+        DatasetError: the folder is none of ours, or the card or the interactions are damaged.
+        CatalogueError: the items are missing or damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -204,8 +205,9 @@ class Dataset:
     def _read_users(self) -> Iterator[UserSequence]:
         file = self.path / INTERACTIONS_FILE
         try:
-            table = pq.read_table(file, schema=INTERACTIONS_SCHEMA)
-        except (OSError, pa.ArrowInvalid) as error:
+            # Not `schema=`: that would make a missing column one of nulls.
+            table = pq.read_table(file, columns=INTERACTIONS_SCHEMA.names).cast(INTERACTIONS_SCHEMA)
+        except (OSError, pa.ArrowException) as error:
             raise DatasetError(f"{file}: cannot be read ({error}); prepare it again") from error
         users = table.column("user_id").to_pylist()
         items: list[int] = []
