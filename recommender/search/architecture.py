@@ -42,6 +42,7 @@ class Architecture(BaseModel):
     rope_theta: float
     llama3_rope: Llama3Rope | None = None
     tie_word_embeddings: bool
+    attention_bias: bool = False
     max_position_embeddings: int
 
     @classmethod
@@ -66,11 +67,11 @@ class Architecture(BaseModel):
             "rope_theta": config.get("rope_theta", 10_000.0),
             **(config.get("rope_scaling") or {}),
         }
-        kind = rope.get("rope_type", "default")
+        kind = rope.get("rope_type") or rope.get("type") or "default"  # `type`: older configs
         if kind not in ("default", "llama3"):
             raise UnsupportedModelError(f"rope_type {kind!r}: only default and llama3 are supported")
-        heads = config["num_attention_heads"]
         try:
+            heads = config["num_attention_heads"]
             return cls.model_validate(
                 {
                     **config,
@@ -84,6 +85,16 @@ class Architecture(BaseModel):
             )
         except (ValidationError, KeyError) as error:
             raise UnsupportedModelError(f"config.json is incomplete: {error}") from error
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether the query, key and value projections have biases; Qwen2's always do."""
+        return self.attention_bias or self.family == "qwen2"
+
+    @property
+    def o_bias(self) -> bool:
+        """Whether the output projection has a bias; Qwen2's never does."""
+        return self.attention_bias and self.family != "qwen2"
 
     def inverse_frequencies(self) -> torch.Tensor:
         """Rotary frequencies, float32, shape (head_dim / 2,)."""

@@ -109,23 +109,24 @@ class LeanTransformer:
         """Takes Hugging Face's tensors by their names.
 
         Raises:
-            UnsupportedModelError: a tensor is missing, or the weights hold one we would not use.
+            UnsupportedModelError: a tensor is missing or of another shape than the config says, or the
+                weights hold one that we would not use.
         """
         weights = _Tensors(tensors, dtype)
+        vocabulary, hidden = architecture.vocab_size, architecture.hidden_size
         self.architecture = architecture
         self.dtype = dtype
-        self.embedding_VH = weights.take("model.embed_tokens.weight")
+        self.embedding_VH = weights.take("model.embed_tokens.weight", vocabulary, hidden)
         self.layers = [
-            _layer(weights, f"model.layers.{i}", architecture.family == "qwen3")
+            _layer(weights, f"model.layers.{i}", architecture)
             for i in range(architecture.num_hidden_layers)
         ]
-        self.norm_H = weights.take("model.norm.weight")
-        head_VH = weights.find("lm_head.weight")
+        self.norm_H = weights.take("model.norm.weight", hidden)
         if architecture.tie_word_embeddings:
-            head_VH = self.embedding_VH
-        if head_VH is None:
-            raise UnsupportedModelError("the weights lack lm_head.weight, and the config ties none")
-        self.head_VH: Tensor = head_VH
+            weights.ignore("lm_head.weight")  # some writers repeat the embedding
+            self.head_VH = self.embedding_VH
+        else:
+            self.head_VH = weights.take("lm_head.weight", vocabulary, hidden)
         weights.refuse_leftovers()
         self._frequencies = architecture.inverse_frequencies()
 
@@ -242,15 +243,18 @@ class _Tensors:
         self._left = dict(tensors)
         self._dtype = dtype
 
-    def find(self, name: str) -> Tensor | None:
+    def take(self, name: str, *shape: int) -> Tensor:
         tensor = self._left.pop(name, None)
-        return None if tensor is None else tensor.detach().to(self._dtype).contiguous()
-
-    def take(self, name: str) -> Tensor:
-        tensor = self.find(name)
         if tensor is None:
-            raise UnsupportedModelError(f"the weights lack {name}")
-        return tensor
+            raise UnsupportedModelError(f"the weights lack {name}, which the config asks for")
+        if tensor.shape != shape:
+            raise UnsupportedModelError(
+                f"{name} has the shape {tuple(tensor.shape)}; the config says {shape}"
+            )
+        return tensor.detach().to(self._dtype).contiguous()
+
+    def ignore(self, name: str) -> None:
+        self._left.pop(name, None)
 
     def refuse_leftovers(self) -> None:
         if self._left:
@@ -259,21 +263,33 @@ class _Tensors:
             )
 
 
-def _layer(weights: _Tensors, name: str, with_head_norms: bool) -> Layer:
+def _layer(weights: _Tensors, name: str, arch: Architecture) -> Layer:
     attention, mlp = f"{name}.self_attn", f"{name}.mlp"
-    biases = [weights.find(f"{attention}.{x}_proj.bias") for x in "qkv"]
-    present = [bias for bias in biases if bias is not None]
+    hidden, inner, width = arch.hidden_size, arch.intermediate_size, arch.head_dim
+    q_width, kv_width = arch.num_attention_heads * width, arch.num_key_value_heads * width
+    widths = {"q": q_width, "k": kv_width, "v": kv_width}
+    qkv_weights = [weights.take(f"{attention}.{x}_proj.weight", n, hidden) for x, n in widths.items()]
+    qkv_bias = o_bias = q_norm_D = k_norm_D = None
+    if arch.qkv_bias:
+        qkv_bias = torch.cat([weights.take(f"{attention}.{x}_proj.bias", n) for x, n in widths.items()])
+    if arch.o_bias:
+        o_bias = weights.take(f"{attention}.o_proj.bias", hidden)
+    if arch.family == "qwen3":
+        q_norm_D = weights.take(f"{attention}.q_norm.weight", width)
+        k_norm_D = weights.take(f"{attention}.k_norm.weight", width)
     return Layer(
-        input_norm_H=weights.take(f"{name}.input_layernorm.weight"),
-        qkv_weight=torch.cat([weights.take(f"{attention}.{x}_proj.weight") for x in "qkv"]),
-        qkv_bias=torch.cat(present) if present else None,
-        q_norm_D=weights.take(f"{attention}.q_norm.weight") if with_head_norms else None,
-        k_norm_D=weights.take(f"{attention}.k_norm.weight") if with_head_norms else None,
-        o_weight=weights.take(f"{attention}.o_proj.weight"),
-        o_bias=weights.find(f"{attention}.o_proj.bias"),
-        mlp_norm_H=weights.take(f"{name}.post_attention_layernorm.weight"),
-        gate_up_weight=torch.cat([weights.take(f"{mlp}.{x}_proj.weight") for x in ("gate", "up")]),
-        down_weight=weights.take(f"{mlp}.down_proj.weight"),
+        input_norm_H=weights.take(f"{name}.input_layernorm.weight", hidden),
+        qkv_weight=torch.cat(qkv_weights),
+        qkv_bias=qkv_bias,
+        q_norm_D=q_norm_D,
+        k_norm_D=k_norm_D,
+        o_weight=weights.take(f"{attention}.o_proj.weight", hidden, q_width),
+        o_bias=o_bias,
+        mlp_norm_H=weights.take(f"{name}.post_attention_layernorm.weight", hidden),
+        gate_up_weight=torch.cat(
+            [weights.take(f"{mlp}.{x}_proj.weight", inner, hidden) for x in ("gate", "up")]
+        ),
+        down_weight=weights.take(f"{mlp}.down_proj.weight", hidden, inner),
     )
 
 
