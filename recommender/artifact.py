@@ -13,6 +13,7 @@ hex digits of the manifest's SHA-256, identifies it everywhere.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -141,7 +142,7 @@ def write_artifact(
             source = checkpoint / name
             if not source.is_file():
                 raise ArtifactError(f"{checkpoint}: no {name}; it is not a whole checkpoint")
-            (folder / name).write_bytes(source.read_bytes())
+            shutil.copyfile(source, folder / name)
         (folder / MANIFEST.parent).mkdir()
         catalogue.to_parquet(folder / CATALOGUE)
         trie.save(folder / TRIE)
@@ -185,7 +186,10 @@ class Artifact:
                 )
             manifest = Manifest.model_validate_json(file.read_bytes())
         except (ValueError, AttributeError) as error:
-            detail = error.errors()[0] if isinstance(error, ValidationError) else error
+            detail: object = error
+            if isinstance(error, ValidationError):
+                first = error.errors()[0]
+                detail = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
             raise ArtifactError(f"{file}: damaged ({detail}); export the run again") from error
         return cls(path, manifest, sha256_of(file))
 
