@@ -34,14 +34,14 @@ class TitleTrie:
     """The trie's arrays.
 
     Attributes:
-    child_offsets: (N + 1,) node n's children are the nodes `child_offsets[n] + 1 …
-        child_offsets[n + 1]`; none: a leaf.
-    label_offsets: (N + 1,) node n's label, the tokens from its parent to it, is
-        `label_tokens[label_offsets[n]:label_offsets[n + 1]]`; the root's is empty.
-    label_tokens: (T,) token ids.
-    leaf_start, leaf_stop: (N,) the half-open interval of leaves below each node.
-    item_offsets: (L + 1,) and items: (I,) leaf l bears the items
-        `items[item_offsets[l]:item_offsets[l + 1]]`, most popular first.
+        child_offsets: (N + 1,) node n's children are the nodes `child_offsets[n] + 1 …
+            child_offsets[n + 1]`; none: a leaf.
+        label_offsets: (N + 1,) node n's label, the tokens from its parent to it, is
+            `label_tokens[label_offsets[n]:label_offsets[n + 1]]`; the root's is empty.
+        label_tokens: (T,) token ids.
+        leaf_start: (N,) and leaf_stop: (N,) the half-open interval of leaves below each node.
+        item_offsets: (L + 1,) and items: (I,) leaf l bears the items
+            `items[item_offsets[l]:item_offsets[l + 1]]`, most popular first.
     """
 
     child_offsets: Int32Array
