@@ -29,32 +29,14 @@ class RankedItem:
     score: float
 
 
-class Ranker:
-    """Catalogue, prompt encoder, trie and search of one model."""
+class TitleIndex:
+    """Catalogue, prompt encoder and trie: what ranking needs of a checkpoint besides its model."""
 
-    def __init__(
-        self,
-        catalogue: Catalogue,
-        encoder: PromptEncoder,
-        trie: TitleTrie,
-        model: LeanTransformer,
-        limits: SearchLimits | None = None,
-    ) -> None:
+    def __init__(self, catalogue: Catalogue, encoder: PromptEncoder, trie: TitleTrie) -> None:
         self.catalogue = catalogue
         self.encoder = encoder
         self.trie = trie
         self.leaf_of_items = trie.leaf_of_items()
-        self.search = TrieSearch(model, trie, limits)
-
-    @classmethod
-    def from_artifact(cls, artifact: Artifact, dtype: torch.dtype = torch.float32) -> Ranker:
-        """Loads everything the artifact holds; the caller verifies it first."""
-        return cls(
-            artifact.load_catalogue(),
-            artifact.load_encoder(),
-            artifact.load_trie(),
-            artifact.load_transformer(dtype),
-        )
 
     def prompt(self, history: Sequence[int | str]) -> tuple[int, ...]:
         """The prompt for item indices and free titles, oldest first, already cut to their window."""
@@ -84,3 +66,28 @@ class Ranker:
         if isinstance(entry, str):
             return self.encoder.encode_title(normalise_title(entry))
         return self.trie.path(int(self.leaf_of_items[entry]))
+
+
+class Ranker(TitleIndex):
+    """The titles together with a model and its search."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        encoder: PromptEncoder,
+        trie: TitleTrie,
+        model: LeanTransformer,
+        limits: SearchLimits | None = None,
+    ) -> None:
+        super().__init__(catalogue, encoder, trie)
+        self.search = TrieSearch(model, trie, limits)
+
+    @classmethod
+    def from_artifact(cls, artifact: Artifact, dtype: torch.dtype = torch.float32) -> Ranker:
+        """Loads everything the artifact holds; the caller verifies it first."""
+        return cls(
+            artifact.load_catalogue(),
+            artifact.load_encoder(),
+            artifact.load_trie(),
+            artifact.load_transformer(dtype),
+        )
