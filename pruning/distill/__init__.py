@@ -1,0 +1,1 @@
+"""Restoration: the pruned student learns from its teacher's next-token distributions."""

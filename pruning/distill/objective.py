@@ -1,0 +1,52 @@
+"""The restoration loss: cross-entropy with the truth and forward KL from the teacher, weighted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from pruning.distill.sources import SignalSource
+from pruning.training.batches import Batch
+
+
+class LiveSignal(BaseModel):
+    """The teacher runs in every step."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["live"]
+
+
+class CachedSignal(BaseModel):
+    """The teacher's `top_k` likeliest tokens are cached once a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["cached"]
+    top_k: Annotated[int, Field(ge=1)] = 64
+
+
+class DistillationConfig(BaseModel):
+    """Weights of the two losses (the paper: 0.2 and 0.8, temperature 1), and the signal's source."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cross_entropy: Annotated[float, Field(ge=0)] = 0.2
+    forward_kl: Annotated[float, Field(ge=0)] = 0.8
+    signal: Annotated[LiveSignal | CachedSignal, Field(discriminator="kind")] = CachedSignal(kind="cached")
+
+
+class Distillation:
+    """`a · CE + b · KL(teacher ‖ student)`, the mean over target tokens (arXiv 2507.07064)."""
+
+    def __init__(self, config: DistillationConfig, source: SignalSource) -> None:
+        self._config = config
+        self._source = source
+
+    def __call__(self, logits_PV: Tensor, batch: Batch) -> Tensor:
+        divergence_P = self._source.signal(batch).forward_kl(logits_PV)
+        truth = F.cross_entropy(logits_PV, batch.labels_P)
+        return self._config.cross_entropy * truth + self._config.forward_kl * divergence_P.mean()

@@ -1,0 +1,61 @@
+"""What the teacher says about each target token, and the divergences measured against it.
+
+A signal is either the whole distribution, or its k likeliest tokens; the rest of the vocabulary is
+then one bucket that holds the remaining probability, so the student still learns how much mass lies
+outside the list.
+
+Shapes: P target tokens, V vocabulary, K tokens kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from torch import Tensor
+
+_TINY = 1e-9
+
+
+@dataclass(frozen=True)
+class DenseSignal:
+    """The teacher's log-probabilities of every token, (P, V)."""
+
+    log_probs_PV: Tensor
+
+    def forward_kl(self, logits_PV: Tensor) -> Tensor:
+        """(P,) KL(teacher ‖ student) = Σ_v p_v (log p_v - log q_v), nats."""
+        student_PV = F.log_softmax(logits_PV, dim=-1)
+        return F.kl_div(student_PV, self.log_probs_PV, log_target=True, reduction="none").sum(-1)
+
+
+@dataclass(frozen=True)
+class TopSignal:
+    """The teacher's k likeliest tokens, ids and log-probabilities, (P, K) each."""
+
+    ids_PK: Tensor
+    log_probs_PK: Tensor
+
+    @classmethod
+    def of(cls, logits_PV: Tensor, k: int) -> TopSignal:
+        """The k likeliest tokens of the teacher's logits."""
+        top = F.log_softmax(logits_PV, dim=-1).topk(min(k, logits_PV.shape[-1]), dim=-1)
+        return cls(top.indices, top.values)
+
+    def forward_kl(self, logits_PV: Tensor) -> Tensor:
+        """(P,) KL(teacher ‖ student) over the k tokens and one bucket for the rest, nats.
+
+        Merging tokens into a bucket never increases a divergence (data processing inequality), so
+        this is a lower bound of the dense one, and equal to it when k is the vocabulary.
+        """
+        student_PK = F.log_softmax(logits_PV, dim=-1).gather(-1, self.ids_PK)
+        teacher_PK = self.log_probs_PK
+        listed_P = (teacher_PK.exp() * (teacher_PK - student_PK)).sum(-1)
+        rest_teacher_P = (1 - teacher_PK.exp().sum(-1)).clamp_min(0)
+        rest_student_P = (1 - student_PK.exp().sum(-1)).clamp_min(_TINY)
+        ratio_P = rest_teacher_P.clamp_min(_TINY).log() - rest_student_P.log()
+        return listed_P + torch.where(rest_teacher_P > _TINY, rest_teacher_P * ratio_P, 0.0)
+
+
+Signal = DenseSignal | TopSignal

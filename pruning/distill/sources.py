@@ -1,0 +1,126 @@
+"""Where a training gets its teacher's signals: from the teacher itself, or from a cache on disk.
+
+The cache is made once a run and serves every stage: the teacher reads the training windows a single
+time instead of once an epoch. It is written in parts, each whole or absent, so a killed run goes on
+with the part that is missing.
+
+Shapes: as in `signals`; N windows of a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pruning.distill.signals import DenseSignal, Signal, TopSignal
+from pruning.errors import RunError
+from pruning.training.batches import Batch, batches_in_order
+from pruning.training.windows import Window
+from recommender.storage import write_file
+
+_WINDOWS_PER_PART = 512
+_TOKENS_PER_BATCH = 4096
+
+
+class SignalSource(Protocol):
+    """Gives the teacher's signal for a batch."""
+
+    def signal(self, batch: Batch) -> Signal:
+        """The signal of every target token of the batch, in its order."""
+        ...
+
+
+class LiveTeacher:
+    """Asks the teacher at every step: exact, and as slow as the teacher."""
+
+    def __init__(self, teacher: PreTrainedModel) -> None:
+        self._teacher = teacher.eval()
+
+    @torch.no_grad()
+    def signal(self, batch: Batch) -> DenseSignal:
+        logits_BTV = self._teacher(
+            input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
+        ).logits
+        return DenseSignal(torch.log_softmax(batch.read(logits_BTV), dim=-1))
+
+
+class CachedTeacher:
+    """Looks the k likeliest tokens up."""
+
+    def __init__(self, folder: Path, windows: Sequence[Window]) -> None:
+        """Opens what `cache_signals` wrote for the same windows.
+
+        Raises:
+            RunError: a part is missing, damaged, or belongs to other windows.
+        """
+        self._ids: list[Tensor] = []
+        self._log_probs: list[Tensor] = []
+        for part, first in enumerate(range(0, len(windows), _WINDOWS_PER_PART)):
+            members = windows[first : first + _WINDOWS_PER_PART]
+            counts = [window.target_tokens for window in members]
+            file = _part_file(folder, part)
+            try:
+                tensors = load_file(file)
+                self._ids.extend(tensors["ids"].split(counts))
+                self._log_probs.extend(tensors["log_probs"].split(counts))
+            except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+                raise RunError(
+                    f"{file}: not the teacher's signals ({error}); remove the folder, it is made again"
+                ) from error
+
+    def signal(self, batch: Batch) -> TopSignal:
+        device = batch.labels_P.device
+        ids_PK = torch.cat([self._ids[window] for window in batch.windows])
+        log_probs_PK = torch.cat([self._log_probs[window] for window in batch.windows])
+        return TopSignal(ids_PK.to(device).long(), log_probs_PK.to(device).float())
+
+
+def cache_signals(
+    teacher: PreTrainedModel,
+    windows: Sequence[Window],
+    k: int,
+    folder: Path,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Writes the teacher's k likeliest tokens for every target; parts that stand are kept.
+
+    Log-probabilities are kept in 16 bits (a relative error of 0.05 %), ids in 32.
+    """
+    teacher.eval()
+    starts = range(0, len(windows), _WINDOWS_PER_PART)
+    for part, first in enumerate(starts):
+        if not _part_file(folder, part).exists():
+            members = windows[first : first + _WINDOWS_PER_PART]
+            write_file(_part_file(folder, part), save(_signals_of(teacher, members, k)))
+        progress(part + 1, len(starts))
+
+
+@torch.inference_mode()
+def _signals_of(teacher: PreTrainedModel, windows: Sequence[Window], k: int) -> dict[str, Tensor]:
+    """The top k of every target token, in the order of the windows."""
+    live = [TopSignal(torch.empty(0, k), torch.empty(0, k))] * len(windows)
+    for batch in batches_in_order(windows, _TOKENS_PER_BATCH):
+        logits_BTV = teacher(
+            input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
+        ).logits
+        top = TopSignal.of(batch.read(logits_BTV), k)
+        stops = np.cumsum([windows[index].target_tokens for index in batch.windows]).tolist()
+        for index, stop in zip(batch.windows, stops, strict=True):
+            rows = slice(stop - windows[index].target_tokens, stop)
+            live[index] = TopSignal(top.ids_PK[rows], top.log_probs_PK[rows])
+    return {
+        "ids": torch.cat([signal.ids_PK for signal in live]).to(torch.int32),
+        "log_probs": torch.cat([signal.log_probs_PK for signal in live]).to(torch.float16),
+    }
+
+
+def _part_file(folder: Path, part: int) -> Path:
+    return folder / f"part-{part:05d}.safetensors"

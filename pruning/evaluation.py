@@ -1,0 +1,114 @@
+"""Measures a model on a prepared data set: nats per title, and ranks over the whole catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+
+from pruning.training.batches import batches_in_order
+from pruning.training.windows import UserPacker, Window
+from recommender.catalogue import Catalogue
+from recommender.dataset import Dataset, Rows
+from recommender.prompt import PromptEncoder
+from recommender.ranker import Ranker
+from recommender.ranking import DEPTH, RankArray, hits
+from recommender.search.architecture import Architecture
+from recommender.search.frontier import Query
+from recommender.search.transformer import LeanTransformer
+from recommender.trie import TitleTrie
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Progress = Callable[[int, int], None]
+"""Told how many of how many rows are done."""
+
+
+def loss_per_title(model: PreTrainedModel, windows: Sequence[Window], tokens: int = 4096) -> float:
+    """Negative log-likelihood of the windows' target titles, nats per title."""
+    nats, titles = 0.0, 0
+    with torch.inference_mode():
+        for batch in batches_in_order(windows, tokens):
+            logits_BTV = model(
+                input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
+            ).logits
+            nats += F.cross_entropy(batch.read(logits_BTV), batch.labels_P, reduction="sum").item()
+            titles += batch.titles
+    return nats / max(1, titles)
+
+
+def lean_transformer(model: PreTrainedModel) -> LeanTransformer:
+    """The searchable form of a Hugging Face model, with its weights as they are now."""
+    config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+    return LeanTransformer(Architecture.from_config(config), model.state_dict(), torch.float32)
+
+
+class RankingTask:
+    """The rows of a split, ready to be ranked by any model with the same tokenizer.
+
+    Distinct titles are ranked, nothing is excluded, and a hit is a title match.
+    """
+
+    def __init__(self, catalogue: Catalogue, encoder: PromptEncoder, rows: Rows) -> None:
+        self._catalogue = catalogue
+        self._encoder = encoder
+        self.rows = rows
+        self.trie = TitleTrie.build(encoder.encode_titles(catalogue.titles), catalogue.popularity)
+        self.target_leaves_R = self.trie.leaf_of_items()[rows.targets_R]
+
+    def ranker(self, model: LeanTransformer) -> Ranker:
+        return Ranker(self._catalogue, self._encoder, self.trie, model)
+
+    def ranks(self, model: LeanTransformer, progress: Progress | None = None, batch: int = 32) -> RankArray:
+        """(R,) the rank of every row's target title among all titles; 0 beyond the metrics' depth."""
+        ranker = self.ranker(model)
+        ranks_R = np.zeros(len(self.rows), np.int32)
+        # Like lengths together: a step is as long as its longest prompt.
+        prompts = [ranker.prompt(history) for history in self.rows.histories]
+        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+        for begin in range(0, len(order), 8 * batch):
+            chosen = order[begin : begin + 8 * batch]
+            queries = [Query(prompts[row], DEPTH, distinct_titles=True) for row in chosen]
+            for row, found in zip(chosen, ranker.search.rank(queries, batch), strict=True):
+                ranks_R[row] = rank_of(int(self.target_leaves_R[row]), found.leaves)
+            if progress:
+                progress(begin + len(chosen), len(order))
+        return ranks_R
+
+    def popularity_ranks(self) -> RankArray:
+        """(R,) the same for the list of all titles by their best item's training popularity."""
+        popularity = np.asarray(self._catalogue.popularity)
+        first, stop = self.trie.item_offsets[:-1], self.trie.item_offsets[1:]
+        # A leaf lists its items by popularity, so its first is its best.
+        best_L = popularity[self.trie.items[first]] if len(first) else np.zeros(0)
+        assert (stop > first).all()
+        order = np.lexsort((self.trie.items[first], -best_L))
+        rank_L = np.empty(len(order), np.int32)
+        rank_L[order] = np.arange(1, len(order) + 1)
+        ranks_R = rank_L[self.target_leaves_R]
+        return np.where(ranks_R <= DEPTH, ranks_R, 0).astype(np.int32)
+
+
+class ModelValidation:
+    """The figures that drive a training: `loss` over all validation windows, HR@10 over a sample."""
+
+    def __init__(self, dataset: Dataset, encoder: PromptEncoder, sample: int, seed: int) -> None:
+        packer = UserPacker(encoder, dataset.catalogue.titles)
+        self.windows = packer.held_out(dataset, "valid")
+        self._task = RankingTask(dataset.catalogue, encoder, dataset.rows("valid").sample(sample, seed))
+
+    def __call__(self, model: PreTrainedModel) -> dict[str, float]:
+        ranks_R = self._task.ranks(lean_transformer(model))
+        return {
+            "loss": loss_per_title(model, self.windows),
+            "hr10": float(hits(ranks_R, 10).mean()),
+        }
+
+
+def rank_of(leaf: int, leaves: Sequence[int]) -> int:
+    """The leaf's place in the list, 1 the best; 0 when it is not there within the metrics' depth."""
+    return leaves.index(leaf) + 1 if leaf in leaves[:DEPTH] else 0

@@ -1,0 +1,288 @@
+"""The training loop: Hugging Face's `Trainer` on token-budget batches, resumable after `kill -9`.
+
+    FOLDER/checkpoint-N/   the Trainer's own checkpoint, whole once it holds the file `whole`
+    FOLDER/tensorboard/    learning curves
+
+The Trainer writes a checkpoint file by file, so a killed process can leave half of one. The marker is
+written last and removed first; what lacks it is cleared away before a run goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from pruning.errors import TrainingError
+from pruning.training.batches import Batch, TokenBudgetSampler, WindowIndices, collate
+from pruning.training.objective import Objective
+from pruning.training.windows import Window
+from recommender.storage import write_file
+
+_MARKER = "whole"
+Validate = Callable[[PreTrainedModel], dict[str, float]]
+"""Measures a model; the result has `loss` (nats per title) and may have `hr10`."""
+
+
+class TrainingConfig(BaseModel):
+    """How long and how fast to train.
+
+    Attributes:
+        epochs: at most this many passes over the windows.
+        tokens_per_batch: padded tokens of a step.
+        learning_rate: the peak of a cosine schedule with a linear warm-up over `warmup` of the steps.
+        patience: stop after this many validations in a row that improve nothing.
+        validations: how often an epoch is interrupted to validate and save, its end included.
+        best_by: which validation figure chooses the checkpoint that is kept.
+        max_steps: stop here whatever the epochs say (for a short try).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: Annotated[int, Field(ge=1)]
+    tokens_per_batch: Annotated[int, Field(ge=16)] = 2048
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
+    patience: Annotated[int, Field(ge=1)] = 3
+    validations: Annotated[int, Field(ge=1)] = 1
+    best_by: str = "loss"
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    seed: int = 0
+
+
+class Validation(BaseModel):
+    """The figures of one validation."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: int
+    epoch: float
+    figures: dict[str, float]
+
+
+class FitResult(BaseModel):
+    """What a training came to: every validation, and the one whose weights are kept."""
+
+    model_config = ConfigDict(frozen=True)
+
+    steps: int
+    best_step: int
+    validations: tuple[Validation, ...]
+
+    @property
+    def best(self) -> Validation:
+        return next(v for v in self.validations if v.step == self.best_step)
+
+
+def fit(
+    model: PreTrainedModel,
+    windows: Sequence[Window],
+    objective: Objective,
+    validate: Validate,
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    show_progress: bool,
+) -> FitResult:
+    """Trains `model` in place and leaves it with the weights of the best validation.
+
+    Run again on the same folder it goes on from the last whole checkpoint; the caller sees to it
+    that model, windows and config are the same.
+
+    Raises:
+        TrainingError: the loss is not finite, or there is nothing to train on.
+    """
+    if not windows:
+        raise TrainingError("the training split has no interaction; prepare a larger data set")
+    sampler = TokenBudgetSampler(windows, config.tokens_per_batch, config.seed)
+    steps = min(config.epochs * len(sampler), config.max_steps or math.inf)
+    interval = max(1, len(sampler) // config.validations)
+    trainer = _WindowTrainer(
+        windows=windows,
+        sampler=sampler,
+        objective=objective,
+        validate=validate,
+        model=model,
+        args=_arguments(config, folder, int(steps), min(interval, int(steps)), show_progress),
+        callbacks=[_StopWhenStale(config.patience)],
+    )
+    last = _last_whole_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    state = trainer.state
+    if state.best_global_step is None:
+        raise TrainingError(f"{folder}: the training ended before its first validation")
+    best = folder / f"checkpoint-{state.best_global_step}"
+    _load_weights(model, best)
+    return FitResult(
+        steps=state.global_step,
+        best_step=state.best_global_step,
+        validations=tuple(_validations(state)),
+    )
+
+
+class _WindowTrainer(Trainer):
+    """The Trainer with our batches, losses and validation, and whole checkpoints."""
+
+    def __init__(
+        self,
+        *,
+        windows: Sequence[Window],
+        sampler: TokenBudgetSampler,
+        objective: Objective,
+        validate: Validate,
+        **trainer: Any,
+    ) -> None:
+        self._windows = windows
+        self._sampler = sampler
+        self._objective = objective
+        self._validate = validate
+        indices = WindowIndices(windows)
+        # It refuses to validate without a data set, though `evaluate` brings its own.
+        super().__init__(train_dataset=indices, eval_dataset=indices, **trainer)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        loader: DataLoader[Any] = DataLoader(
+            WindowIndices(self._windows),
+            batch_sampler=self._sampler,
+            # A mapping, since the Trainer looks for labels in it by name; ours are inside the batch.
+            collate_fn=lambda indices: {"batch": collate(self._windows, indices)},
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
+        batch: Batch = inputs["batch"].to(self.args.device)
+        logits_BTV = model(
+            input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
+        ).logits
+        loss = self._objective(batch.read(logits_BTV), batch)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}; lower the learning rate"
+            )
+        return loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        assert isinstance(self.model, PreTrainedModel)
+        self.model.eval()
+        figures = {f"eval_{name}": value for name, value in self._validate(self.model).items()}
+        self.log(figures)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
+        return figures
+
+    def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:  # noqa: ARG002 - the Trainer's hook
+        return 0
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        assert self.args.output_dir is not None  # `_arguments` sets it
+        folder = Path(self.args.output_dir)
+        write_file(folder / f"checkpoint-{self.state.global_step}" / _MARKER, "")
+        kept = {self.state.global_step, self.state.best_global_step}
+        for checkpoint in folder.glob("checkpoint-*"):
+            if _step_of(checkpoint) not in kept:
+                _remove(checkpoint)
+
+
+class _StopWhenStale(TrainerCallback):
+    """Stops when neither loss nor HR@10 has improved for `patience` validations."""
+
+    def __init__(self, patience: int) -> None:
+        self._patience = patience
+
+    def on_evaluate(
+        self, _arguments: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        history = [entry for entry in state.log_history if "eval_loss" in entry]
+        losses = [entry["eval_loss"] for entry in history]
+        newest_gain = losses.index(min(losses))
+        hits = [entry["eval_hr10"] for entry in history if "eval_hr10" in entry]
+        if hits:
+            newest_gain = max(newest_gain, hits.index(max(hits)))
+        if len(history) - 1 - newest_gain >= self._patience:
+            control.should_training_stop = True
+
+
+def _arguments(
+    config: TrainingConfig, folder: Path, steps: int, interval: int, show_progress: bool
+) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        adam_beta2=config.adam_beta2,
+        max_grad_norm=config.gradient_clip,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(config.warmup * steps),
+        eval_strategy="steps",
+        eval_steps=interval,
+        save_strategy="steps",
+        save_steps=interval,
+        logging_steps=max(1, min(10, interval)),
+        metric_for_best_model=config.best_by,
+        greater_is_better=config.best_by != "loss",
+        report_to=["tensorboard"],
+        disable_tqdm=not show_progress,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        seed=config.seed,
+        data_seed=config.seed,
+    )
+
+
+def _last_whole_checkpoint(folder: Path) -> Path | None:
+    whole = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        if (checkpoint / _MARKER).exists():
+            whole.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint)
+    return max(whole, key=_step_of, default=None)
+
+
+def _remove(checkpoint: Path) -> None:
+    (checkpoint / _MARKER).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
+    missing, unexpected = model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    assert set(missing) <= tied, missing
+    assert not unexpected, unexpected
+
+
+def _validations(state: TrainerState) -> list[Validation]:
+    return [
+        Validation(
+            step=entry["step"],
+            epoch=entry["epoch"],
+            figures={k.removeprefix("eval_"): v for k, v in entry.items() if k.startswith("eval_")},
+        )
+        for entry in state.log_history
+        if "eval_loss" in entry
+    ]

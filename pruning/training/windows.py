@@ -1,0 +1,84 @@
+"""Packed users: a user's titles as one sequence in which every title is a target, once.
+
+The windows are the ones that serving uses (`PromptTemplate.window_start`): the title at position t is
+predicted from the titles since `window_start(t)`. Targets with the same start share a window, so a long
+history becomes a few sequences that overlap on context, and no interaction is dropped or counted twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from recommender.dataset import Dataset, Split, UserSequence
+from recommender.prompt import PromptEncoder, PromptTemplate
+
+
+@dataclass(frozen=True)
+class Window:
+    """One packed sequence.
+
+    Attributes:
+        tokens: instruction and titles.
+        target_from: positions of the first tokens of the titles that are targets here; …
+        target_to: … and one past their last (the separator's). Same length as `target_from`.
+    """
+
+    tokens: tuple[int, ...]
+    target_from: tuple[int, ...]
+    target_to: tuple[int, ...]
+
+    @property
+    def target_tokens(self) -> int:
+        return sum(self.target_to) - sum(self.target_from)
+
+
+class UserPacker:
+    """Packs users with one encoder; item tokens are made once."""
+
+    def __init__(self, encoder: PromptEncoder, titles: Sequence[str]) -> None:
+        self._encoder = encoder
+        self._tokens_of = encoder.encode_titles(titles)
+
+    def training(self, dataset: Dataset) -> list[Window]:
+        """Every training interaction as a target; later ones are no context and no target."""
+        windows: list[Window] = []
+        for user in dataset.users:
+            items = user.training_items
+            windows.extend(self._pack(items, range(len(items))))
+        return windows
+
+    def held_out(self, dataset: Dataset, split: Split) -> list[Window]:
+        """The targets of a split's rows, each after the history that serving would show."""
+        windows: list[Window] = []
+        for user in dataset.users:
+            windows.extend(self._pack(user.items, _positions(user, split)))
+        return windows
+
+    def _pack(self, items: Sequence[int], targets: Sequence[int]) -> list[Window]:
+        by_start: dict[int, list[int]] = {}
+        for position in targets:
+            start = self._encoder.template.window_start(position)
+            by_start.setdefault(start, []).append(position)
+        return [self._window(items, start, positions) for start, positions in by_start.items()]
+
+    def _window(self, items: Sequence[int], start: int, targets: Sequence[int]) -> Window:
+        wanted = set(targets)
+        tokens = list(self._encoder.instruction_ids)
+        begins, ends = [], []
+        for position in range(start, max(targets) + 1):
+            title = self._tokens_of[items[position]]
+            if position in wanted:
+                begins.append(len(tokens))
+                ends.append(len(tokens) + len(title))
+            tokens.extend(title)
+        return Window(tuple(tokens), tuple(begins), tuple(ends))
+
+
+def longest_prompt(template: PromptTemplate, instruction_tokens: int, longest_title: int) -> int:
+    """Tokens of the longest window: `max_items` titles of context and one to predict."""
+    return instruction_tokens + (template.max_items + 1) * longest_title
+
+
+def _positions(user: UserSequence, split: Split) -> list[int]:
+    return [position for position, of_split in enumerate(user.splits) if of_split == split]
