@@ -1,0 +1,1 @@
+"""Scores what a model could lose, and selects what it keeps."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 
 from torch import Tensor, nn
 from transformers import (
@@ -183,10 +183,9 @@ def build(config: PretrainedConfig, tensors: Mapping[str, Tensor], like: CausalM
         tensors: every tensor by its full name; shapes must be those of `config`.
         like: the model it descends from.
     """
+    make = cast(Callable[..., CausalModel], AutoModelForCausalLM.from_config)  # it has no types
     with no_init_weights():
-        model: CausalModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, dtype=like.dtype, attn_implementation=like.config._attn_implementation
-        )
+        model = make(config, dtype=like.dtype, attn_implementation=like.config._attn_implementation)
     model.tie_weights()
     model.load_state_dict(tensors, strict=True)
     model.generation_config = copy.deepcopy(like.generation_config)
