@@ -15,10 +15,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 from tokenizers import Tokenizer
-from transformers import PreTrainedModel
 
 from pruning.errors import BaseModelError
 from pruning.models import quiet_transformers, read_model, read_tokenizer
+from pruning.surgery.adapter import CausalModel
 from recommender.prompt import PromptTemplate
 
 PROMPT_FILE = Path("recommender", "prompt.json")
@@ -36,13 +36,13 @@ class Checkpoint:
         template: the prompt the model was trained on.
     """
 
-    model: PreTrainedModel
+    model: CausalModel
     tokenizer: Tokenizer
     template: PromptTemplate
 
 
 def save_checkpoint(
-    directory: Path, model: PreTrainedModel, tokenizer: Tokenizer, template: PromptTemplate
+    directory: Path, model: CausalModel, tokenizer: Tokenizer, template: PromptTemplate
 ) -> None:
     """Fills `directory`, which exists and which the caller renames when whole.
 
@@ -81,7 +81,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     return Checkpoint(model, tokenizer, template)
 
 
-def _tokenizer_config(model: PreTrainedModel, tokenizer: Tokenizer) -> dict[str, object]:
+def _tokenizer_config(model: CausalModel, tokenizer: Tokenizer) -> dict[str, object]:
     # Written by hand: this class name makes every version of transformers take tokenizer.json as
     # it stands, where a family's own class would rebuild parts of it.
     config: dict[str, object] = {

@@ -1,4 +1,4 @@
-"""Reading and building causal language models: the one boundary to transformers.
+"""Reading causal language models and their tokenizers from files that others wrote.
 
 Three families, all dense decoders that share a layer's structure: Llama, Qwen2 and Qwen3. What transformers
 would pass over with a printed note (a missing weight, a foreign one) is an error here, since a
@@ -8,11 +8,10 @@ teacher with a freshly drawn layer looks like one that merely learned badly.
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,11 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from pruning.errors import BaseModelError
+from pruning.surgery.adapter import CausalModel, build
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 
@@ -41,28 +41,7 @@ _FOREIGN_ERRORS = (
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def build_model(config: PretrainedConfig, tensors_by_name: Mapping[str, torch.Tensor]) -> PreTrainedModel:
-    """A plain model of this config that holds these tensors, in evaluation mode.
-
-    Args:
-        config: copied, so the caller's stays its own.
-        tensors_by_name: a whole state dict, tied names included; its dtype becomes the model's.
-    """
-    dtype = next(iter(tensors_by_name.values())).dtype
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are all overwritten
-        model = new_model(config, dtype)
-    model.load_state_dict(tensors_by_name)
-    return model
-
-
-def new_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """A plain model of this config with weights drawn from the global generator."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
-    model.eval()
-    return model
-
-
-def read_model(directory: Path) -> PreTrainedModel:
+def read_model(directory: Path) -> CausalModel:
     """The model in a Hugging Face directory, in float32 and evaluation mode.
 
     Raises:
@@ -73,7 +52,7 @@ def read_model(directory: Path) -> PreTrainedModel:
     return _load_model(directory, directory)
 
 
-def read_gguf_model(file: Path) -> PreTrainedModel:
+def read_gguf_model(file: Path) -> CausalModel:
     """The model in a GGUF file, dequantised to a plain dense float32 model.
 
     transformers undoes llama.cpp's reordering of query and key rows, and ties the head when the
@@ -90,7 +69,7 @@ def read_gguf_model(file: Path) -> PreTrainedModel:
     fields = loaded.config.to_dict()
     for leftover in ("quantization_config", "_name_or_path", "unk_token_id"):
         fields.pop(leftover, None)
-    return build_model(type(loaded.config).from_dict(fields), loaded.state_dict())
+    return build(type(loaded.config).from_dict(fields), loaded.state_dict(), like=loaded)
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
@@ -140,13 +119,13 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _load_model(directory: Path, source: Path, **extra: Any) -> PreTrainedModel:
+def _load_model(directory: Path, source: Path, **extra: Any) -> CausalModel:
     # The bar over GGUF tensors is a bare tqdm that heeds no setting, so it writes into a string.
     silence = contextlib.redirect_stderr(io.StringIO())
     load: Any = AutoModelForCausalLM.from_pretrained  # typed as if it returned the model alone
     try:
         with quiet_transformers(), silence if extra else contextlib.nullcontext():
-            loaded: tuple[PreTrainedModel, dict[str, set[str]]] = load(
+            loaded: tuple[CausalModel, dict[str, set[str]]] = load(
                 directory,
                 dtype=torch.float32,
                 use_safetensors=True,
@@ -163,7 +142,6 @@ def _load_model(directory: Path, source: Path, **extra: Any) -> PreTrainedModel:
                 f"{source}: {complaint} {min(found[key])} (and {len(found[key]) - 1} more); "
                 "the weights do not belong to this config, so fetch the model again"
             )
-    model.eval()
     return model
 
 

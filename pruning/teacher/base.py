@@ -9,10 +9,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 from tokenizers import Tokenizer
-from transformers import PreTrainedModel
 
 from pruning.errors import BaseModelError
 from pruning.models import read_gguf_model, read_gguf_tokenizer, read_model, read_tokenizer
+from pruning.surgery.adapter import CausalModel, check_supported
+from recommender.errors import UnsupportedModelError
 from recommender.storage import sha256_of
 
 
@@ -47,7 +48,7 @@ class Base:
         lineage: the record of their origin.
     """
 
-    model: PreTrainedModel
+    model: CausalModel
     tokenizer: Tokenizer
     lineage: BaseLineage
 
@@ -69,6 +70,10 @@ def load_base(path: Path) -> Base:
     else:
         model, tokenizer = read_model(path), read_tokenizer(path)
         lineage = lineage_of(model, "huggingface", path.resolve().name, _digest_of_weights(path))
+    try:
+        check_supported(model)  # now, rather than after hours of training
+    except UnsupportedModelError as error:
+        raise BaseModelError(f"{path}: {error}") from error
     rows: int = model.config.vocab_size
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= rows:
@@ -80,7 +85,7 @@ def load_base(path: Path) -> Base:
 
 
 def lineage_of(
-    model: PreTrainedModel,
+    model: CausalModel,
     kind: Literal["huggingface", "gguf", "scratch"],
     name: str,
     weights_sha256: str | None,

@@ -11,9 +11,8 @@ from typing import Annotated
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from pruning.models import new_model
 from pruning.teacher.base import Base, lineage_of
 from recommender.prompt import SEPARATOR, PromptTemplate
 
@@ -83,7 +82,8 @@ def base_from_scratch(config: ScratchConfig, titles: Sequence[str], template: Pr
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = new_model(llama, torch.float32)
+        model = LlamaForCausalLM(llama)
+    model.eval()
     return Base(model, tokenizer, lineage_of(model, "scratch", "scratch", None))
 
 

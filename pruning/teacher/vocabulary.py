@@ -17,13 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Encoding, Tokenizer, pre_tokenizers
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig
 
 from pruning.errors import BaseModelError
-from pruning.models import build_model
+from pruning.surgery.adapter import CausalModel, Dimension, build, locate
 
-_INPUT_ROWS = "model.embed_tokens.weight"
-_OUTPUT_ROWS = "lm_head.weight"
 _CONFIG_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 _Pair = tuple[str, str]
@@ -38,14 +36,12 @@ class TrimmedVocabulary(NamedTuple):
         kept_ids: the old id of each new id.
     """
 
-    model: PreTrainedModel
+    model: CausalModel
     tokenizer: Tokenizer
     kept_ids: tuple[int, ...]
 
 
-def trim_vocabulary(
-    model: PreTrainedModel, tokenizer: Tokenizer, texts: Iterable[str]
-) -> TrimmedVocabulary:
+def trim_vocabulary(model: CausalModel, tokenizer: Tokenizer, texts: Iterable[str]) -> TrimmedVocabulary:
     """Keeps what `texts` use, the byte alphabet, and the special tokens that the config names.
 
     Args:
@@ -97,24 +93,27 @@ def trim_tokenizer(
     return trimmed, kept_ids
 
 
-def slice_vocabulary(model: PreTrainedModel, kept_ids: Sequence[int]) -> PreTrainedModel:
+def slice_vocabulary(model: CausalModel, kept_ids: Sequence[int]) -> CausalModel:
     """A model whose embeddings and head hold these rows of `model`'s, in this order.
 
     Logits of kept tokens stay what they were. Ids in the config follow; sampling settings meant for
     chat are dropped. An id that is not kept becomes None.
     """
     new_ids = {old: new for new, old in enumerate(kept_ids)}
-    rows_K = torch.tensor(list(kept_ids))
-    tensors = dict(model.state_dict())
-    for name in (_INPUT_ROWS, _OUTPUT_ROWS):
-        weight_VD = tensors[name]
-        tensors[name] = weight_VD.index_select(0, rows_K.to(weight_VD.device))  # KD
+    rows_K = torch.tensor(list(kept_ids), device=model.device)
+    tensors = {
+        # VD becomes KD
+        name: tensor.index_select(0, rows_K)
+        if locate(name).dimensions[0] is Dimension.VOCABULARY
+        else tensor
+        for name, tensor in model.state_dict().items()
+    }
     fields = model.config.to_dict() | {"vocab_size": len(kept_ids)}
     for name in _CONFIG_IDS:
         mapped = [new_ids[old] for old in _ids_in(model.config, name) if old in new_ids]
         # Several ids (a chat model that may end in more than one way) stay a list.
         fields[name] = mapped if len(mapped) > 1 else next(iter(mapped), None)
-    sliced = build_model(type(model.config).from_dict(fields), tensors)
+    sliced = build(type(model.config).from_dict(fields), tensors, like=model)
     sliced.generation_config = GenerationConfig.from_model_config(sliced.config)
     return sliced
 

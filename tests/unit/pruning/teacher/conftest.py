@@ -7,6 +7,7 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoModelForCausalLM,
     LlamaConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -14,7 +15,6 @@ from transformers import (
     Qwen3Config,
 )
 
-from pruning.models import new_model
 from recommender.catalogue import normalise_title
 
 CORPUS = [
@@ -101,7 +101,7 @@ def tiny_model() -> Callable[..., PreTrainedModel]:
     def make(family: str, vocab_size: int, **fields: object) -> PreTrainedModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)
-            model = new_model(tiny_config(family, vocab_size, **fields), torch.float32)
+            model = AutoModelForCausalLM.from_config(tiny_config(family, vocab_size, **fields)).eval()
             for parameter in model.parameters():  # biases and norms too, which start as constants
                 torch.nn.init.normal_(parameter, std=0.3)
         return model

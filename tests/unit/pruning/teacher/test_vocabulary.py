@@ -162,7 +162,7 @@ def _sentence_piece_like() -> Tokenizer:
 
 @pytest.mark.parametrize("make", [_word_piece, _sentence_piece_like])
 def test_other_kinds_of_tokenizer_are_refused(make):
-    with pytest.raises(BaseModelError, match="not a byte-level BPE.*train without trimming"):
+    with pytest.raises(BaseModelError, match=r"not a byte-level BPE.*train without trimming"):
         trim_tokenizer(make(), ["a"])
 
 

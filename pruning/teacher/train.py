@@ -1,0 +1,167 @@
+"""Fine-tunes a base into a teacher: the model that the pruned one is measured against.
+
+TEACHER/settings.json     what was asked for; another request is refused
+TEACHER/training/         the Trainer's checkpoints and learning curves
+TEACHER/model/            the best checkpoint, a plain Hugging Face folder
+TEACHER/teacher.json      `TeacherRecord`, written last: the training is done
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from pruning.checkpoint import save_checkpoint
+from pruning.evaluation import ModelValidation, RankingTask, lean_transformer
+from pruning.folder import claim
+from pruning.progress import Reporter
+from pruning.surgery.shape import Shape
+from pruning.teacher.base import Base, BaseLineage, load_base
+from pruning.teacher.scratch import ScratchConfig, base_from_scratch
+from pruning.teacher.vocabulary import trim_vocabulary
+from pruning.training.loop import FitResult, TrainingConfig, fit
+from pruning.training.objective import NextToken
+from pruning.training.windows import UserPacker
+from recommender.dataset import Dataset
+from recommender.prompt import SEPARATOR, PromptEncoder, PromptTemplate
+from recommender.ranking import Interval, Metrics, UserBootstrap, gains
+from recommender.storage import new_directory, sha256_of, write_file
+
+MODEL_FOLDER = "model"
+RECORD_FILE = "teacher.json"
+
+
+class TeacherConfig(BaseModel):
+    """What to train, on which prompt, and how.
+
+    Attributes:
+        base: None: from scratch, in the shape of `scratch`.
+        validation_rows: so many rows of the validation split are ranked at each validation.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: Path | None = None
+    scratch: ScratchConfig = ScratchConfig()
+    training: TrainingConfig
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    prompt: PromptTemplate = PromptTemplate()
+    validation_rows: Annotated[int, Field(ge=1)] = 1000
+
+
+class _Settings(BaseModel):
+    dataset_sha256: str
+    config: TeacherConfig
+
+
+class TeacherRecord(BaseModel):
+    """What came out.
+
+    Attributes:
+        model_sha256: digest of the weights file.
+        quality, popularity: on the sampled validation rows.
+        gain_ndcg10: the teacher's NDCG@10 over popularity's on them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    dataset: str
+    dataset_sha256: str
+    base: BaseLineage
+    model_sha256: str
+    shape: Shape
+    fit: FitResult
+    quality: Metrics
+    popularity: Metrics
+    gain_ndcg10: Interval
+
+    @property
+    def beats_popularity(self) -> bool:
+        return self.gain_ndcg10.low > 1.0
+
+
+def train_teacher(
+    dataset_path: Path, out: Path, config: TeacherConfig, reporter: Reporter
+) -> TeacherRecord:
+    """Trains a teacher in `out`; on the same folder it resumes, or says that it is done.
+
+    Raises:
+        InputError: a data set or base that cannot be used, or a folder that holds other work.
+        TrainingError: the loss is not finite.
+    """
+    dataset = Dataset(dataset_path)
+    claim(out, "settings.json", _Settings(dataset_sha256=dataset.digest, config=config))
+    record_file = out / RECORD_FILE
+    if record_file.exists():
+        reporter.say(f"{out}: trained already")
+        return TeacherRecord.model_validate_json(record_file.read_bytes())
+
+    base = _prepared_base(dataset, config)
+    shape = Shape.of(base.model.config)
+    reporter.say(
+        f"base {base.lineage.name} ({base.lineage.architecture}): "
+        f"{shape.nonembedding_parameters:,} non-embedding parameters, "
+        f"{shape.vocab_size:,} of {base.lineage.parameters:,} parameters' tokens kept"
+        if config.base
+        else f"from scratch: {shape.nonembedding_parameters:,} non-embedding parameters, "
+        f"{shape.vocab_size:,} tokens"
+    )
+    encoder = PromptEncoder(config.prompt, base.tokenizer)
+    windows = UserPacker(encoder, dataset.catalogue.titles).training(dataset)
+    validation = ModelValidation(dataset, encoder, config.validation_rows, config.training.seed)
+    result = fit(
+        base.model,
+        windows,
+        NextToken(config.label_smoothing),
+        validation,
+        config.training,
+        out / "training",
+        reporter,
+    )
+    base.model.eval()
+    model_folder = out / MODEL_FOLDER
+    if not model_folder.exists():
+        with new_directory(model_folder) as folder:
+            save_checkpoint(folder, base.model, base.tokenizer, config.prompt)
+    record = _record(dataset, base, encoder, config, result, sha256_of(model_folder / "model.safetensors"))
+    write_file(record_file, record.model_dump_json(indent=2) + "\n")
+    return record
+
+
+def _prepared_base(dataset: Dataset, config: TeacherConfig) -> Base:
+    titles = dataset.catalogue.titles
+    if config.base is None:
+        return base_from_scratch(config.scratch, titles, config.prompt)
+    base = load_base(config.base)
+    texts = [*titles, config.prompt.instruction, SEPARATOR]
+    trimmed = trim_vocabulary(base.model, base.tokenizer, texts)
+    return Base(trimmed.model, trimmed.tokenizer, base.lineage)
+
+
+def _record(
+    dataset: Dataset,
+    base: Base,
+    encoder: PromptEncoder,
+    config: TeacherConfig,
+    result: FitResult,
+    digest: str,
+) -> TeacherRecord:
+    rows = dataset.rows("valid").sample(config.validation_rows, config.training.seed)
+    task = RankingTask(dataset.catalogue, encoder, rows)
+    with torch.inference_mode():
+        ranks_R = task.ranks(lean_transformer(base.model))
+    popular_R = task.popularity_ranks()
+    return TeacherRecord(
+        dataset=dataset.card.name,
+        dataset_sha256=dataset.digest,
+        base=base.lineage,
+        model_sha256=digest,
+        shape=Shape.of(base.model.config),
+        fit=result,
+        quality=Metrics.of(ranks_R),
+        popularity=Metrics.of(popular_R),
+        gain_ndcg10=UserBootstrap(rows.user_ids).ratio(gains(ranks_R, 10), gains(popular_R, 10)),
+    )
