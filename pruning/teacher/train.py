@@ -121,7 +121,7 @@ def train_teacher(
         out / "training",
         reporter,
     )
-    base.model.eval()
+    base.model.eval()  # type: ignore[no-untyped-call]
     model_folder = out / MODEL_FOLDER
     if not model_folder.exists():
         with new_directory(model_folder) as folder:

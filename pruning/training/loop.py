@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -30,6 +31,7 @@ from transformers import (
 )
 
 from pruning.errors import TrainingError
+from pruning.progress import Reporter
 from pruning.training.batches import Batch, TokenBudgetSampler, WindowIndices, collate
 from pruning.training.objective import Objective
 from pruning.training.windows import Window
@@ -100,8 +102,7 @@ def fit(
     validate: Validate,
     config: TrainingConfig,
     folder: Path,
-    *,
-    show_progress: bool,
+    reporter: Reporter,
 ) -> FitResult:
     """Trains `model` in place and leaves it with the weights of the best validation.
 
@@ -122,9 +123,10 @@ def fit(
         objective=objective,
         validate=validate,
         model=model,
-        args=_arguments(config, folder, int(steps), min(interval, int(steps)), show_progress),
-        callbacks=[_StopWhenStale(config.patience)],
+        args=_arguments(config, folder, int(steps), min(interval, int(steps))),
+        callbacks=[_StopWhenStale(config.patience), _Report(reporter)],
     )
+    trainer.remove_callback(PrinterCallback)  # it writes to standard output, which is the user's
     last = _last_whole_checkpoint(folder)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     state = trainer.state
@@ -210,7 +212,11 @@ class _StopWhenStale(TrainerCallback):
         self._patience = patience
 
     def on_evaluate(
-        self, _arguments: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - the Trainer's signature
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
     ) -> None:
         history = [entry for entry in state.log_history if "eval_loss" in entry]
         losses = [entry["eval_loss"] for entry in history]
@@ -222,9 +228,38 @@ class _StopWhenStale(TrainerCallback):
             control.should_training_stop = True
 
 
-def _arguments(
-    config: TrainingConfig, folder: Path, steps: int, interval: int, show_progress: bool
-) -> TrainingArguments:
+class _Report(TrainerCallback):
+    """Hands steps and validations to whoever is watching."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._count = reporter.counter("training")
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - the Trainer's signature
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **_: Any,
+    ) -> None:
+        self._count(state.global_step, state.max_steps)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - the Trainer's signature
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **_: Any,
+    ) -> None:
+        entry = state.log_history[-1]
+        hits = f", HR@10 {entry['eval_hr10']:.4f}" if "eval_hr10" in entry else ""
+        self._reporter.say(
+            f"step {state.global_step}/{state.max_steps}, epoch {entry['epoch']:.2f}: "
+            f"validation {entry['eval_loss']:.3f} nats per title{hits}"
+        )
+
+
+def _arguments(config: TrainingConfig, folder: Path, steps: int, interval: int) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -242,7 +277,7 @@ def _arguments(
         metric_for_best_model=config.best_by,
         greater_is_better=config.best_by != "loss",
         report_to=["tensorboard"],
-        disable_tqdm=not show_progress,
+        disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         seed=config.seed,

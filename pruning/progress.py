@@ -1,0 +1,80 @@
+"""How long work tells where it is: lines and counters on standard error, a live bar on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Counter = Callable[[int, int], None]
+"""Told how many of how many steps are done."""
+
+
+class Reporter(Protocol):
+    """Where a long run reports to."""
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        ...
+
+    def counter(self, title: str) -> Counter:
+        """A count that moves; it is finished when done equals all."""
+        ...
+
+
+class ConsoleReporter:
+    """Lines, and a live bar where somebody watches; in a log, a line every tenth of the way."""
+
+    def __init__(self, console: Console, progress: Progress | None) -> None:
+        self._console = console
+        self._progress = progress
+
+    def say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def counter(self, title: str) -> Counter:
+        return self._bar(title) if self._progress else self._lines(title)
+
+    def _bar(self, title: str) -> Counter:
+        progress = self._progress
+        assert progress is not None
+        task = progress.add_task(title, total=None)
+
+        def count(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+            if done >= total and task in progress.task_ids:
+                progress.remove_task(task)
+
+        return count
+
+    def _lines(self, title: str) -> Counter:
+        tenths = 0
+
+        def count(done: int, total: int) -> None:
+            nonlocal tenths
+            reached = 10 * done // max(1, total)
+            if reached > tenths:
+                tenths = reached
+                self.say(f"{title}: {done:,} of {total:,}")
+
+        return count
+
+
+@contextmanager
+def console_reporter() -> Iterator[ConsoleReporter]:
+    """A reporter on standard error, live if that is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield ConsoleReporter(console, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield ConsoleReporter(console, progress)
