@@ -88,9 +88,13 @@ def test_the_folder_appears_when_the_block_ends(tmp_path: Path) -> None:
 
 
 def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="in the middle"), new_directory(tmp_path / "run") as folder:
-        (folder / "file").write_text("x")
-        raise RuntimeError("in the middle")
+    def fail_in_the_middle() -> None:
+        with new_directory(tmp_path / "run") as folder:
+            (folder / "file").write_text("x")
+            raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        fail_in_the_middle()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -109,9 +113,8 @@ def test_an_existing_target_is_refused_and_untouched(tmp_path: Path, kind: str) 
         target.mkdir()
     else:
         target.write_text("mine")
-    with pytest.raises(InputError, match="run exists already; choose another name"):
-        with new_directory(target):
-            pytest.fail("the block must not run")
+    with pytest.raises(InputError, match="run exists already; choose another name"), new_directory(target):
+        pytest.fail("the block must not run")
     assert list(tmp_path.iterdir()) == [target]
 
 

@@ -1,0 +1,186 @@
+from typing import Any
+
+import pytest
+import torch
+
+from recommender.errors import UnsupportedModelError
+from recommender.search.transformer import LeanTransformer, NodeTokens
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama-llama3-rope": ("llama", {"rope_parameters": LLAMA3, "head_dim": 16}),
+    "llama-attention-bias": ("llama", {"attention_bias": True}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "llama-one-kv-head": ("llama", {"num_key_value_heads": 1}),
+    "llama-ungrouped": ("llama", {"num_key_value_heads": 4}),
+    "llama-three-to-one": ("llama", {"num_attention_heads": 6, "hidden_size": 18}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-tied-theta": (
+        "qwen2",
+        {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    ),
+    "qwen3": ("qwen3", {}),
+    "qwen3-wide-heads-bias": ("qwen3", {"head_dim": 32, "attention_bias": True}),
+}
+
+PROMPTS = ([5], [7, 1, 2, 9, 30, 4, 4], list(range(1, 32)) * 2)
+
+
+@pytest.fixture(params=VARIANTS)
+def model(request: pytest.FixtureRequest, make_model: Any) -> Any:
+    family, overrides = VARIANTS[request.param]
+    return make_model(family, **overrides)
+
+
+def expected_logits(model: Any, sequence: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        return model.reference(torch.tensor([sequence])).logits[0, -1]
+
+
+def test_prefill_gives_the_logits_of_transformers(model: Any) -> None:
+    cache = model.lean.new_cache()
+    cache.reserve(len(PROMPTS), 64)
+    hidden_BH = model.lean.prefill(PROMPTS, 0, cache)
+    for hidden_H, prompt in zip(hidden_BH, PROMPTS, strict=True):
+        logits_V = hidden_H @ model.lean.head_VH.T
+        torch.testing.assert_close(logits_V, expected_logits(model, prompt), atol=2e-5, rtol=2e-5)
+
+
+def test_extend_gives_the_logits_of_transformers_in_every_branch(model: Any) -> None:
+    """Below prompt 0 hang the nodes [8, 9] and [3]; below prompt 1 hangs [6]; then [2] hangs below [8, 9]."""
+    prompts = [PROMPTS[1], PROMPTS[0]]
+    cache = model.lean.new_cache()
+    cache.reserve(2, 64)
+    model.lean.prefill(prompts, 0, cache)
+    first = NodeTokens(
+        tokens_T=torch.tensor([8, 9, 3, 6]),
+        positions_T=torch.tensor([7, 8, 7, 1]),
+        slots_T=torch.tensor([0, 0, 0, 1]),
+        queries_T=torch.tensor([0, 1, 2, 0]),
+        columns_T=torch.tensor([7, 8, 9, 1]),
+        visible_BQC=torch.tensor(
+            [
+                [[1] * 7 + [1, 0, 0], [1] * 7 + [1, 1, 0], [1] * 7 + [0, 0, 1]],
+                [[1, 1] + [0] * 8, [1] + [0] * 9, [1] + [0] * 9],
+            ],
+            dtype=torch.bool,
+        ),
+    )
+    second = NodeTokens(
+        tokens_T=torch.tensor([2]),
+        positions_T=torch.tensor([9]),
+        slots_T=torch.tensor([0]),
+        queries_T=torch.tensor([0]),
+        columns_T=torch.tensor([10]),
+        visible_BQC=torch.tensor([[[1] * 7 + [1, 1, 0, 1]]], dtype=torch.bool),
+    )
+    hidden_WH = torch.cat(
+        (
+            model.lean.extend(first, torch.tensor([1, 2, 3]), cache),
+            model.lean.extend(second, torch.tensor([0]), cache),
+        )
+    )
+    read = [prompts[0] + [8, 9], prompts[0] + [3], prompts[1] + [6], prompts[0] + [8, 9, 2]]
+    for hidden_H, sequence in zip(hidden_WH, read, strict=True):
+        logits_V = hidden_H @ model.lean.head_VH.T
+        torch.testing.assert_close(logits_V, expected_logits(model, sequence), atol=2e-5, rtol=2e-5)
+
+
+def test_bfloat16_stays_near_float32(make_model: Any) -> None:
+    model = make_model("qwen3", initializer_range=0.1)
+    half = LeanTransformer(model.lean.architecture, model.reference.state_dict(), torch.bfloat16)
+    cache = half.new_cache()
+    cache.reserve(1, 64)
+    hidden_BH = half.prefill([PROMPTS[1]], 0, cache)
+    assert hidden_BH.dtype == torch.bfloat16
+    logits_V = (hidden_BH[0] @ half.head_VH.T).float()
+    torch.testing.assert_close(logits_V, expected_logits(model, PROMPTS[1]), atol=0.05, rtol=0.05)
+
+
+def test_nbytes_counts_a_tied_head_once(make_model: Any) -> None:
+    for tied in (True, False):
+        model = make_model("llama", tie_word_embeddings=tied)
+        assert model.lean.nbytes == 4 * sum(p.numel() for p in model.reference.parameters())
+
+
+def test_a_repeated_head_of_a_tied_model_is_not_used(make_model: Any) -> None:
+    model = make_model("llama", tie_word_embeddings=True)
+    tensors = dict(model.reference.state_dict())
+    tensors["lm_head.weight"] = torch.zeros(32, 16)
+    lean = LeanTransformer(model.lean.architecture, tensors, torch.float32)
+    assert lean.head_VH is lean.embedding_VH
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("llama", "model.layers.1.mlp.down_proj.weight"),
+        ("llama", "lm_head.weight"),
+        ("llama", "model.norm.weight"),
+        ("qwen2", "model.layers.0.self_attn.k_proj.bias"),
+        ("qwen3", "model.layers.0.self_attn.q_norm.weight"),
+    ],
+)
+def test_a_missing_tensor_is_refused_by_name(make_model: Any, family: str, name: str) -> None:
+    model = make_model(family)
+    tensors = {k: v for k, v in model.reference.state_dict().items() if k != name}
+    with pytest.raises(UnsupportedModelError, match=f"the weights lack {name}"):
+        LeanTransformer(model.lean.architecture, tensors, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("llama", "model.layers.2.input_layernorm.weight"),
+        ("llama", "model.layers.0.self_attn.q_proj.bias"),
+        ("llama", "model.layers.0.self_attn.q_norm.weight"),
+        ("qwen2", "model.layers.0.self_attn.o_proj.bias"),
+        ("qwen3", "model.layers.0.mlp.up_proj.bias"),
+    ],
+)
+def test_a_tensor_that_transformers_would_not_use_is_refused(
+    make_model: Any, family: str, name: str
+) -> None:
+    model = make_model(family)
+    tensors = {**model.reference.state_dict(), name: torch.zeros(16)}
+    with pytest.raises(UnsupportedModelError, match=f"hold {name}"):
+        LeanTransformer(model.lean.architecture, tensors, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"vocab_size": 33}, "model.embed_tokens.weight"),
+        ({"intermediate_size": 25}, "model.layers.0.mlp.gate_proj.weight"),
+        ({"head_dim": 16}, "model.layers.0.self_attn.q_proj.weight"),
+    ],
+)
+def test_weights_of_another_shape_are_refused(make_model: Any, change: dict[str, int], name: str) -> None:
+    model = make_model("llama")
+    architecture = model.lean.architecture.model_copy(update=change)
+    with pytest.raises(UnsupportedModelError, match=f"{name} has the shape .*; the config says"):
+        LeanTransformer(architecture, model.reference.state_dict(), torch.float32)
+
+
+def test_the_cache_keeps_what_it_holds_when_it_grows(tiny: Any) -> None:
+    cache = tiny.lean.new_cache()
+    assert cache.nbytes == 0
+    cache.reserve(1, 3)
+    tiny.lean.prefill([[1, 2, 3]], 0, cache)
+    before = [tensor[0, :, :3].clone() for tensor in (*cache.keys, *cache.values)]
+    cache.reserve(3, 200)
+    assert (cache.slots, cache.columns) == (3, 256)
+    assert cache.nbytes == sum(t.nbytes for t in (*cache.keys, *cache.values))
+    cache.move(0, 2, 3)
+    for slot in (0, 2):
+        after = [tensor[slot, :, :3] for tensor in (*cache.keys, *cache.values)]
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
