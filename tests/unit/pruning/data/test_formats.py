@@ -77,14 +77,14 @@ def test_the_file_or_the_format_may_be_named(name, write_format, tmp_path, said)
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_minimum_rating(name, write_format, tmp_path, events, said):
-    options = PrepareOptions(min_rating=2.5)
+    options = PrepareOptions(min_rating=3)
     card = prepare(write_format(name), tmp_path / "out", options, said.append)
 
-    kept = [event for event in events if event[3] >= 2.5]
+    kept = [event for event in events if event[3] >= 3]
     assert card.interactions == len(kept) < len(events)
     assert card.users == len({event[0] for event in kept})
     low = len(events) - len(kept)
-    assert card.notes == (f"{low} of {len(events)} interactions rated below 2.5 were dropped.",)
+    assert card.notes == (f"{low} of {len(events)} interactions rated below 3 were dropped.",)
 
 
 @pytest.mark.parametrize(
