@@ -1,8 +1,8 @@
-"""Reading causal language models and their tokenizers from files that others wrote.
+"""Reading causal language models and their tokenizers from disk, where loading may fail.
 
-Three families, all dense decoders that share a layer's structure: Llama, Qwen2 and Qwen3. What transformers
-would pass over with a printed note (a missing weight, a foreign one) is an error here, since a
-teacher with a freshly drawn layer looks like one that merely learned badly.
+Three families, all dense decoders that share a layer's structure: Llama, Qwen2 and Qwen3. What
+transformers would pass over with a printed note (a missing weight, a foreign one) is an error here,
+since a teacher with a freshly drawn layer looks like one that merely learned badly.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def read_gguf_model(file: Path) -> CausalModel:
     if family not in FAMILIES:
         raise BaseModelError(_unknown_family(file, family))
     fields = loaded.config.to_dict()
-    for leftover in ("quantization_config", "_name_or_path", "unk_token_id"):
+    for leftover in ("quantization_config", "_model_name_or_path", "unk_token_id"):
         fields.pop(leftover, None)
     return build(type(loaded.config).from_dict(fields), loaded.state_dict(), like=loaded)
 
