@@ -15,7 +15,7 @@ from recommender.catalogue import Catalogue
 from recommender.dataset import Dataset, Rows
 from recommender.prompt import PromptEncoder
 from recommender.ranker import Ranker
-from recommender.ranking import DEPTH, RankArray, hits
+from recommender.ranking import DEPTH, RankArray, gains, hits
 from recommender.search.architecture import Architecture
 from recommender.search.frontier import Query
 from recommender.search.transformer import LeanTransformer
@@ -94,7 +94,7 @@ class RankingTask:
 
 
 class ModelValidation:
-    """The figures that drive a training: `loss` over all validation windows, HR@10 over a sample."""
+    """The figures that drive choices: the loss over all validation windows, ranking over a sample."""
 
     def __init__(self, dataset: Dataset, encoder: PromptEncoder, sample: int, seed: int) -> None:
         packer = UserPacker(encoder, dataset.catalogue.titles)
@@ -102,10 +102,12 @@ class ModelValidation:
         self._task = RankingTask(dataset.catalogue, encoder, dataset.rows("valid").sample(sample, seed))
 
     def __call__(self, model: PreTrainedModel) -> dict[str, float]:
+        """`loss` in nats per title, `hr10` and `ndcg10` of the sampled rows."""
         ranks_R = self._task.ranks(lean_transformer(model))
         return {
             "loss": loss_per_title(model, self.windows),
             "hr10": float(hits(ranks_R, 10).mean()),
+            "ndcg10": float(gains(ranks_R, 10).mean()),
         }
 
 

@@ -69,8 +69,8 @@ class CachedTeacher:
             file = _part_file(folder, part)
             try:
                 tensors = load_file(file)
-                self._ids.extend(tensors["ids"].split(counts))
-                self._log_probs.extend(tensors["log_probs"].split(counts))
+                self._ids.extend(torch.split(tensors["ids"], counts))
+                self._log_probs.extend(torch.split(tensors["log_probs"], counts))
             except (OSError, SafetensorError, KeyError, RuntimeError) as error:
                 raise RunError(
                     f"{file}: not the teacher's signals ({error}); remove the folder, it is made again"

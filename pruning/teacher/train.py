@@ -19,7 +19,8 @@ from pruning.evaluation import ModelValidation, RankingTask, lean_transformer
 from pruning.folder import claim
 from pruning.progress import Reporter
 from pruning.surgery.shape import Shape
-from pruning.teacher.base import Base, BaseLineage, load_base
+from pruning.teacher.base import Base, load_base
+from pruning.teacher.folder import MODEL_FOLDER, RECORD_FILE, TeacherRecord
 from pruning.teacher.scratch import ScratchConfig, base_from_scratch
 from pruning.teacher.vocabulary import trim_vocabulary
 from pruning.training.loop import FitResult, TrainingConfig, fit
@@ -27,11 +28,8 @@ from pruning.training.objective import NextToken
 from pruning.training.windows import UserPacker
 from recommender.dataset import Dataset
 from recommender.prompt import SEPARATOR, PromptEncoder, PromptTemplate
-from recommender.ranking import Interval, Metrics, UserBootstrap, gains
+from recommender.ranking import Metrics, UserBootstrap, gains
 from recommender.storage import new_directory, sha256_of, write_file
-
-MODEL_FOLDER = "model"
-RECORD_FILE = "teacher.json"
 
 
 class TeacherConfig(BaseModel):
@@ -57,32 +55,6 @@ class _Settings(BaseModel):
     config: TeacherConfig
 
 
-class TeacherRecord(BaseModel):
-    """What came out.
-
-    Attributes:
-        model_sha256: digest of the weights file.
-        quality, popularity: on the sampled validation rows.
-        gain_ndcg10: the teacher's NDCG@10 over popularity's on them.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    dataset: str
-    dataset_sha256: str
-    base: BaseLineage
-    model_sha256: str
-    shape: Shape
-    fit: FitResult
-    quality: Metrics
-    popularity: Metrics
-    gain_ndcg10: Interval
-
-    @property
-    def beats_popularity(self) -> bool:
-        return self.gain_ndcg10.low > 1.0
-
-
 def train_teacher(
     dataset_path: Path, out: Path, config: TeacherConfig, reporter: Reporter
 ) -> TeacherRecord:
@@ -102,12 +74,8 @@ def train_teacher(
     base = _prepared_base(dataset, config)
     shape = Shape.of(base.model.config)
     reporter.say(
-        f"base {base.lineage.name} ({base.lineage.architecture}): "
-        f"{shape.nonembedding_parameters:,} non-embedding parameters, "
-        f"{shape.vocab_size:,} of {base.lineage.parameters:,} parameters' tokens kept"
-        if config.base
-        else f"from scratch: {shape.nonembedding_parameters:,} non-embedding parameters, "
-        f"{shape.vocab_size:,} tokens"
+        f"base {base.lineage.name}: {base.lineage.architecture}, "
+        f"{shape.nonembedding_parameters:,} non-embedding parameters, {shape.vocab_size:,} tokens"
     )
     encoder = PromptEncoder(config.prompt, base.tokenizer)
     windows = UserPacker(encoder, dataset.catalogue.titles).training(dataset)

@@ -48,6 +48,12 @@ class Batch:
         }
         return replace(self, **moved)
 
+    def target_mask(self) -> Tensor:
+        """(B, T) True at target tokens."""
+        mask_BT = torch.zeros_like(self.input_ids_BT, dtype=torch.bool)
+        mask_BT[self.row_P, self.column_P + 1] = True
+        return mask_BT
+
     def read(self, logits_BTV: Tensor) -> Tensor:
         """(P, V): the logits that predict the targets."""
         return logits_BTV[self.row_P, self.column_P]

@@ -1,0 +1,1 @@
+"""The staged pipeline: a recipe is a list of stages, a stage is data, and one loop runs them."""

@@ -1,0 +1,185 @@
+"""Which shape each stage leaves: a recipe's shares of a given teacher, rounded to legal sizes.
+
+A target (a number of parameters, or sizes given by hand) moves the last shape; the stages before it
+keep what the recipe says, but never less than the end needs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+from pydantic import BaseModel, ConfigDict
+
+from pruning.errors import RecipeError
+from pruning.importance.scores import Axis
+from pruning.pipeline.recipe import Recipe
+from pruning.surgery.plan import check_target, legal_key_value_heads
+from pruning.surgery.shape import Shape
+
+SIZES: tuple[str, ...] = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+)
+_SIZES_OF: Mapping[Axis, tuple[str, ...]] = {
+    "heads": ("num_attention_heads", "num_key_value_heads"),
+    "hidden": ("hidden_size",),
+    "mlp": ("intermediate_size",),
+    "layers": ("num_hidden_layers",),
+}
+_MULTIPLE = 8  # widths in multiples of this suit every vector unit
+
+
+class Target(BaseModel):
+    """What the last stage should leave; all None: what the recipe says.
+
+    Attributes:
+        nonembedding_parameters: at most so many.
+        sizes: Hugging Face keys of `SIZES` and their values.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    nonembedding_parameters: int | None = None
+    sizes: dict[str, int] = {}
+
+
+def plan_shapes(teacher: Shape, recipe: Recipe, target: Target) -> tuple[Shape, ...]:
+    """The shape after each stage.
+
+    Raises:
+        RecipeError: sizes that no stage cuts or that cannot be cut, or a target below any legal shape.
+    """
+    shares: dict[Axis, float] = dict.fromkeys(_SIZES_OF, 1.0)
+    for stage in recipe.stages:
+        shares.update(stage.keep)
+    final = _sized(teacher, shares)
+    if target.sizes:
+        final = _given_by_hand(teacher, final, target.sizes, recipe)
+    if target.nonembedding_parameters is not None:
+        final = _within(teacher, final, target.nonembedding_parameters, recipe)
+    check_target(teacher, final)
+    return tuple(_toward(teacher, recipe, final))
+
+
+def _sized(teacher: Shape, shares: Mapping[Axis, float]) -> Shape:
+    heads = max(1, round(teacher.num_attention_heads * shares["heads"]))
+    return teacher.resized(
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads_for(teacher, heads),
+        hidden_size=_rounded_width(teacher, teacher.hidden_size * shares["hidden"], heads),
+        intermediate_size=_rounded(teacher.intermediate_size * shares["mlp"], teacher.intermediate_size),
+        num_hidden_layers=max(1, round(teacher.num_hidden_layers * shares["layers"])),
+    )
+
+
+def key_value_heads_for(shape: Shape, num_attention_heads: int) -> int:
+    """The legal number of key/value heads whose groups are nearest in size to the shape's."""
+    each = shape.query_heads_per_group
+    return min(
+        legal_key_value_heads(shape, num_attention_heads),
+        key=lambda count: (abs(math.log(num_attention_heads / count / each)), count),
+    )
+
+
+def _rounded(size: float, whole: int) -> int:
+    return min(whole, max(_MULTIPLE, _MULTIPLE * round(size / _MULTIPLE)))
+
+
+def _width_step(shape: Shape, heads: int) -> int:
+    # Llama configurations demand a multiple of the heads; Qwen3 does not mind.
+    return _MULTIPLE if shape.model_type == "qwen3" else math.lcm(heads, _MULTIPLE)
+
+
+def _rounded_width(shape: Shape, width: float, heads: int) -> int:
+    step = _width_step(shape, heads)
+    rounded = step * max(1, round(width / step))
+    return rounded if rounded <= shape.hidden_size else shape.hidden_size // heads * heads
+
+
+def _given_by_hand(teacher: Shape, final: Shape, sizes: Mapping[str, int], recipe: Recipe) -> Shape:
+    cut = {size for stage in recipe.stages for axis in stage.keep for size in _SIZES_OF[axis]}
+    for name, value in sizes.items():
+        if name not in SIZES:
+            raise RecipeError(f"no size {name!r}; name one of {', '.join(SIZES)}")
+        if name not in cut and value != getattr(teacher, name):
+            raise RecipeError(f"no stage of recipe {recipe.name} cuts {name}; choose another recipe")
+    chosen = dict(sizes)
+    if "num_attention_heads" in chosen and "num_key_value_heads" not in chosen:
+        chosen["num_key_value_heads"] = key_value_heads_for(teacher, chosen["num_attention_heads"])
+    return final.resized(**chosen)
+
+
+def _within(teacher: Shape, wanted: Shape, budget: int, recipe: Recipe) -> Shape:
+    """The legal shape under `budget` that is nearest to the recipe's proportions.
+
+    Nearest in the sum of squared logarithms of the ratios of the four sizes, so halving one size
+    counts as much as doubling another.
+    """
+    axes = {axis for stage in recipe.stages for axis in stage.keep}
+    fitting = [
+        shape
+        for shape in _candidates(teacher, wanted, budget, axes)
+        if shape.nonembedding_parameters <= budget
+    ]
+    if not fitting:
+        raise RecipeError(
+            f"no legal shape of this teacher has at most {budget:,} non-embedding parameters; "
+            "raise the target"
+        )
+    return min(fitting, key=lambda shape: (_distance(shape, wanted), -shape.nonembedding_parameters))
+
+
+def _candidates(teacher: Shape, wanted: Shape, budget: int, axes: set[Axis]) -> Iterator[Shape]:
+    all_heads = range(1, teacher.num_attention_heads + 1)
+    all_layers = range(1, teacher.num_hidden_layers + 1)
+    for heads in all_heads if "heads" in axes else (wanted.num_attention_heads,):
+        step = _width_step(teacher, heads)
+        widths = range(step, teacher.hidden_size + 1, step)
+        for width in widths if "hidden" in axes else (wanted.hidden_size,):
+            for layers in all_layers if "layers" in axes else (wanted.num_hidden_layers,):
+                narrow = wanted.resized(
+                    num_attention_heads=heads,
+                    num_key_value_heads=key_value_heads_for(teacher, heads),
+                    hidden_size=width,
+                    num_hidden_layers=layers,
+                    intermediate_size=_MULTIPLE,
+                )
+                if "mlp" not in axes:
+                    yield narrow.resized(intermediate_size=wanted.intermediate_size)
+                    continue
+                # The widest MLP that the budget leaves, but no wider than the recipe's.
+                room = (budget - narrow.nonembedding_parameters) // (3 * width * layers)
+                neurons = min(wanted.intermediate_size, _MULTIPLE * (1 + room // _MULTIPLE))
+                if neurons >= _MULTIPLE:
+                    yield narrow.resized(intermediate_size=neurons)
+
+
+def _distance(shape: Shape, wanted: Shape) -> float:
+    sizes = ("num_attention_heads", "hidden_size", "intermediate_size", "num_hidden_layers")
+    return sum(math.log(getattr(shape, size) / getattr(wanted, size)) ** 2 for size in sizes)
+
+
+def _toward(teacher: Shape, recipe: Recipe, final: Shape) -> Iterator[Shape]:
+    last_stage = {axis: stage.name for stage in recipe.stages for axis in stage.keep}
+    shape = teacher
+    for stage in recipe.stages:
+        sizes: dict[str, int] = {}
+        for axis, share in stage.keep.items():
+            ends = {size: getattr(final, size) for size in _SIZES_OF[axis]}
+            if stage.name != last_stage[axis]:
+                way = _sized(teacher, {**dict.fromkeys(_SIZES_OF, 1.0), axis: share})
+                between = {size: getattr(way, size) for size in ends}
+                ends = between if all(between[size] >= ends[size] for size in ends) else ends
+            sizes |= ends
+        shape = shape.resized(**sizes)
+        if shape.model_type != "qwen3" and shape.hidden_size % shape.num_attention_heads:
+            raise RecipeError(
+                f"stage {stage.name} would leave hidden_size {shape.hidden_size} with "
+                f"{shape.num_attention_heads} heads, which Llama configurations do not allow; "
+                "cut heads and hidden width in the same stage, or choose sizes that divide"
+            )
+        yield shape

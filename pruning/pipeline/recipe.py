@@ -1,0 +1,100 @@
+"""Recipes: which axes go when, by which scores, and how the student is restored after each cut.
+
+A recipe is a TOML file. Those that come with Espalier are in `pruning/recipes/`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pruning.distill.objective import DistillationConfig
+from pruning.errors import RecipeError
+from pruning.importance.scores import Axis
+from pruning.training.loop import TrainingConfig
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Calibration(_Part):
+    """How many packed training windows the importance scores look at."""
+
+    windows: Annotated[int, Field(ge=1)] = 64
+
+
+class Stage(_Part):
+    """One cut and its restoration.
+
+    Attributes:
+        keep: for each axis that is cut, which share of the *teacher's* size is left. The plan
+            rounds it to a legal size.
+        importance: the family of scores that says what goes.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
+    keep: Annotated[dict[Axis, Share], Field(min_length=1)]
+    importance: Literal["paper", "activation"]
+    distillation: DistillationConfig = DistillationConfig()
+    training: TrainingConfig
+
+
+class Recipe(_Part):
+    """A list of stages."""
+
+    name: str
+    description: str
+    calibration: Calibration = Calibration()
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _names_and_shares_make_sense(self) -> Recipe:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError("two stages bear the same name")
+        left: dict[Axis, float] = {}
+        for stage in self.stages:
+            for axis, share in stage.keep.items():
+                if share > left.get(axis, 1.0):
+                    raise ValueError(
+                        f"stage {stage.name} keeps {share} of {axis}, more than an earlier one left"
+                    )
+                left[axis] = share
+        return self
+
+
+def packaged_recipes() -> tuple[str, ...]:
+    """The names that `load_recipe` knows without a file."""
+    folder = resources.files("pruning.recipes")
+    names = (file.name for file in folder.iterdir())
+    return tuple(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
+
+
+def load_recipe(name_or_file: str) -> Recipe:
+    """A packaged recipe by its name, or any by its file.
+
+    Raises:
+        RecipeError: no such recipe or file, or one that does not read as a recipe.
+    """
+    if name_or_file in packaged_recipes():
+        text = (resources.files("pruning.recipes") / f"{name_or_file}.toml").read_text("utf-8")
+    elif Path(name_or_file).is_file():
+        text = Path(name_or_file).read_text("utf-8")
+    else:
+        known = ", ".join(packaged_recipes())
+        raise RecipeError(f"no recipe {name_or_file!r}; take one of {known}, or a TOML file")
+    try:
+        return Recipe.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{name_or_file}: not TOML ({error})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the recipe"
+        raise RecipeError(f"{name_or_file}: {where}: {first['msg']}") from error

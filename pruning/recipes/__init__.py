@@ -1,0 +1,1 @@
+"""The recipes that come with Espalier, as TOML files."""
