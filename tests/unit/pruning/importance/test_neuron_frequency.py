@@ -15,7 +15,7 @@ def test_frequency_equals_a_naive_count(make_model, calibration, steps):
         outputs = {}
 
         def keep(index, outputs=outputs):
-            return lambda _, __, output: outputs.update({index: output})
+            return lambda _, __, found: outputs.update({index: found})
 
         handles = [
             layer.mlp.up_proj.register_forward_hook(keep(index))
