@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from recommender.catalogue import Catalogue
-from recommender.errors import ArtifactError
+from recommender.errors import ArtifactError, first_problem
 from recommender.prompt import PromptEncoder, PromptTemplate
 from recommender.search.architecture import Architecture
 from recommender.search.transformer import LeanTransformer
@@ -186,10 +186,7 @@ class Artifact:
                 )
             manifest = Manifest.model_validate_json(file.read_bytes())
         except (ValueError, AttributeError) as error:
-            detail: object = error
-            if isinstance(error, ValidationError):
-                first = error.errors()[0]
-                detail = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+            detail = first_problem(error) if isinstance(error, ValidationError) else error
             raise ArtifactError(f"{file}: damaged ({detail}); export the run again") from error
         return cls(path, manifest, sha256_of(file))
 

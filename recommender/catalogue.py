@@ -110,7 +110,8 @@ class Catalogue:
         try:
             table = pq.read_table(path, columns=list(_COLUMNS)).cast(_SCHEMA)
         except (OSError, pa.ArrowException) as error:
-            raise CatalogueError(f"{path}: not a catalogue ({error})") from error
+            reason = str(error).partition("\n")[0]
+            raise CatalogueError(f"{path}: not a catalogue ({reason})") from error
         for name in _COLUMNS:
             if table.column(name).null_count:
                 raise CatalogueError(f"{path}: the column {name} has nulls; every item needs all three")

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from recommender.catalogue import Catalogue
-from recommender.errors import DatasetError
+from recommender.errors import DatasetError, first_problem
 from recommender.storage import sha256_of
 
 Split = Literal["train", "valid", "test"]
@@ -165,9 +165,7 @@ class Dataset:
         try:
             self.card = DatasetCard.model_validate_json(card.read_bytes())
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the document"
-            raise DatasetError(f"{card}: {where}: {first['msg']}; prepare it again") from error
+            raise DatasetError(f"{card}: {first_problem(error)}; prepare it again") from error
 
     @cached_property
     def digest(self) -> str:
@@ -208,7 +206,8 @@ class Dataset:
             # Not `schema=`: that would make a missing column one of nulls.
             table = pq.read_table(file, columns=INTERACTIONS_SCHEMA.names).cast(INTERACTIONS_SCHEMA)
         except (OSError, pa.ArrowException) as error:
-            raise DatasetError(f"{file}: cannot be read ({error}); prepare it again") from error
+            reason = str(error).partition("\n")[0]
+            raise DatasetError(f"{file}: cannot be read ({reason}); prepare it again") from error
         users = table.column("user_id").to_pylist()
         items: list[int] = []
         for row, item_id in enumerate(table.column("item_id").to_pylist(), start=1):

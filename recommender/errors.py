@@ -12,6 +12,10 @@
 The command line prints one line and exits 2 for an `InputError`, 1 for any other `EspalierError`.
 """
 
+from __future__ import annotations
+
+from pydantic import ValidationError
+
 
 class EspalierError(Exception):
     """The root: whoever catches this catches all that Espalier raises on purpose."""
@@ -39,3 +43,10 @@ class ArtifactError(InputError):
 
 class UnsupportedModelError(InputError):
     """The model's family or configuration is none that we can read exactly."""
+
+
+def first_problem(error: ValidationError) -> str:
+    """Where the first thing wrong stands and what it is, on one line: `lineage.seed: Field required`."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the document"
+    return f"{where}: {first['msg']}"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from recommender.errors import UnsupportedModelError
+from recommender.errors import UnsupportedModelError, first_problem
 
 FAMILIES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 
@@ -83,8 +83,10 @@ class Architecture(BaseModel):
                     "tie_word_embeddings": config.get("tie_word_embeddings", False),
                 }
             )
-        except (ValidationError, KeyError) as error:
-            raise UnsupportedModelError(f"config.json is incomplete: {error}") from error
+        except KeyError as error:
+            raise UnsupportedModelError(f"config.json is incomplete: it lacks {error}") from error
+        except ValidationError as error:
+            raise UnsupportedModelError(f"config.json is incomplete: {first_problem(error)}") from error
 
     @property
     def qkv_bias(self) -> bool:
