@@ -56,7 +56,7 @@ def test_prefill_gives_the_logits_of_transformers(model: Any) -> None:
 
 
 def test_extend_gives_the_logits_of_transformers_in_every_branch(model: Any) -> None:
-    """Below prompt 0 hang the nodes [8, 9] and [3]; below prompt 1 hangs [6]; then [2] hangs below [8, 9]."""
+    """Below prompt 0 hang the nodes [8, 9] and [3], below prompt 1 [6]; then [2] hangs below [8, 9]."""
     prompts = [PROMPTS[1], PROMPTS[0]]
     cache = model.lean.new_cache()
     cache.reserve(2, 64)
