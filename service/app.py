@@ -1,0 +1,57 @@
+"""The HTTP application: settings in, a FastAPI app out. Nothing is opened before its lifespan begins."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI, Security
+from fastapi.security import HTTPBearer
+
+from service import problems
+from service.health.routes import router as health
+from service.history.routes import router as histories
+from service.items.routes import router as items
+from service.keys import Keys
+from service.metrics import Metrics
+from service.middleware import BodyGuard, KeyGuard, RequestContext
+from service.recommend.routes import router as recommend
+from service.services import open_services
+from service.settings import Settings
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application. Its lifespan opens `Services` and leaves them at `app.state.services`.
+
+    Raises:
+        SettingsError: the file of keys is none.
+    """
+    metrics = Metrics()
+    keys = Keys.from_file(settings.api_keys_file)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_services(settings, metrics) as services:
+            app.state.services = services
+            yield
+
+    app = FastAPI(
+        title="Espalier",
+        version=version("espalier"),
+        description="Recommends the next item by title. Errors are RFC 9457 problem documents.",
+        lifespan=lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+    )
+    app.state.metrics = metrics
+    # The middleware does the checking; this only tells readers of the interface.
+    bearer = [Security(HTTPBearer(auto_error=False, description="Asked for when keys are configured."))]
+    for router in (recommend, histories, items):
+        app.include_router(router, dependencies=bearer)
+    app.include_router(health)
+    problems.install(app)
+    app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes)
+    app.add_middleware(KeyGuard, keys=keys)
+    app.add_middleware(RequestContext, metrics=metrics)
+    return app

@@ -1,0 +1,1 @@
+"""Which model serves: loading it, proving it, and handing it out."""

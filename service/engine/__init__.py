@@ -1,0 +1,1 @@
+"""The engines: one protocol, one folder for each kind."""

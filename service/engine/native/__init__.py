@@ -1,0 +1,1 @@
+"""The native engine: the trie search of `recommender`, run by one thread for all requests."""

@@ -1,0 +1,1 @@
+"""Users' histories: HTTP, the Redis store, the embedded server, the import of a data set."""

@@ -1,0 +1,1 @@
+"""Recommending: HTTP, admission, and the way from a history to ranked items."""

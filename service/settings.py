@@ -1,0 +1,90 @@
+"""What an operator can set: environment variables with the prefix `ESPALIER_`, read once at start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import SettingsError
+
+EMBEDDED = "embedded"
+_PREFIX = "ESPALIER_"
+
+
+class HistorySettings(BaseSettings):
+    """Where histories live and how long. Times end in `_s` (seconds).
+
+    Attributes:
+        state_dir: where the embedded server keeps its data.
+        redis_url: where histories live: a `redis://`, `rediss://` or `unix://` URL, or `embedded`.
+        redis_timeout_s: what a history operation may cost in all.
+        redis_connections: connections of the pool.
+        history_length: events kept for a user, the newest by time.
+        history_expiry_s: a user without a new event for this long is forgotten.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
+
+    state_dir: Path = Path("var/state")
+    redis_url: str = EMBEDDED
+    redis_timeout_s: Annotated[float, Field(gt=0)] = 0.05
+    redis_connections: Annotated[int, Field(ge=1)] = 32
+    history_length: Annotated[int, Field(ge=1, le=10_000)] = 1000
+    history_expiry_s: Annotated[int, Field(ge=1)] = 365 * 86_400
+
+
+class Settings(HistorySettings):
+    """All of the service's settings. Times end in `_s` (seconds), sizes in `_bytes`.
+
+    Attributes:
+        artifacts: an artifact, or a folder of artifacts.
+        checkpoint: which artifact of the folder serves first, by name; needed when there are several.
+        engine: what runs the model.
+        host: the address to bind; anything beyond loopback needs keys, or `insecure`.
+        port: the port to bind; 0 takes a free one.
+        insecure: bind beyond loopback although no keys are configured.
+        api_keys_file: a file with one bearer key a line, all of them valid; None: no key is asked for.
+        max_batch: requests searched together in a step.
+        max_waiting: requests that may wait beyond those; more get 429.
+        deadline_s: a recommendation that takes longer gets 504.
+        max_body_bytes: a longer body gets 413.
+        probe_interval_s: an engine idle for this long is probed with a real request.
+        drain_delay_s: after SIGTERM, how long the unready service still accepts connections.
+        drain_timeout_s: after that, how long requests in flight may take to finish.
+    """
+
+    artifacts: Path
+    checkpoint: str | None = None
+    engine: Literal["native"] = "native"
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    insecure: bool = False
+    api_keys_file: Path | None = None
+    max_batch: Annotated[int, Field(ge=1)] = 32
+    max_waiting: Annotated[int, Field(ge=0)] = 256
+    deadline_s: Annotated[float, Field(gt=0)] = 2.0
+    max_body_bytes: Annotated[int, Field(ge=1)] = 2 << 20
+    probe_interval_s: Annotated[float, Field(gt=0, lt=10)] = 3.0
+    drain_delay_s: Annotated[float, Field(ge=0)] = 0.0
+    drain_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+
+
+SettingsType = TypeVar("SettingsType", bound=HistorySettings)
+
+
+def read_settings(kind: type[SettingsType], given: Mapping[str, Any]) -> SettingsType:
+    """Settings from the environment, under what was `given` on the command line (None: not given).
+
+    Raises:
+        SettingsError: a value is missing or none that the setting takes.
+    """
+    try:
+        return kind(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = _PREFIX + "_".join(str(part) for part in first["loc"]).upper()
+        raise SettingsError(f"{name}: {first['msg']}") from error
