@@ -38,12 +38,14 @@ class Target(BaseModel):
 
     Attributes:
         nonembedding_parameters: at most so many.
+        removed_share: at least this share of the teacher's non-embedding parameters must go.
         sizes: Hugging Face keys of `SIZES` and their values.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     nonembedding_parameters: int | None = None
+    removed_share: float | None = None
     sizes: dict[str, int] = {}
 
 
@@ -59,8 +61,13 @@ def plan_shapes(teacher: Shape, recipe: Recipe, target: Target) -> tuple[Shape, 
     final = _sized(teacher, shares)
     if target.sizes:
         final = _given_by_hand(teacher, final, target.sizes, recipe)
-    if target.nonembedding_parameters is not None:
-        final = _within(teacher, final, target.nonembedding_parameters, recipe)
+    budgets = [target.nonembedding_parameters] if target.nonembedding_parameters else []
+    if target.removed_share is not None:
+        budgets.append(int(teacher.nonembedding_parameters * (1 - target.removed_share)))
+    if budgets:
+        if target.sizes:
+            raise RecipeError("give either final sizes or a number of parameters, not both")
+        final = _within(teacher, final, min(budgets), recipe)
     check_target(teacher, final)
     return tuple(_toward(teacher, recipe, final))
 

@@ -9,6 +9,7 @@
                          /student/         the restored student, a plain Hugging Face folder
                          /result.json      `StageResult`, written last: the stage is done
     RUN/test/*.npy                         ranks of the whole test split
+    RUN/catalogue.parquet, histories.json  what an export needs of the data set
     RUN/report.json                        `RunReport`, written last: the run is done
 
 A key is a digest of all that a file depends on: teacher, data, seed, and the stages so far. So what is
@@ -57,7 +58,10 @@ from recommender.prompt import PromptEncoder
 from recommender.storage import new_directory, write_file
 
 REPORT_FILE = "report.json"
+CATALOGUE_FILE = "catalogue.parquet"
+HISTORIES_FILE = "histories.json"
 STUDENT_FOLDER = "student"
+_REFERENCE_HISTORIES = 8
 _METHODS: dict[str, ImportanceMethod] = {
     method.name: method for method in (PaperImportance(), ActivationImportance())
 }
@@ -77,6 +81,12 @@ class PruneConfig(BaseModel):
     target: Target = Target()
     seed: int = 0
     validation_rows: int = 1000
+
+
+class ReferenceHistories(BaseModel):
+    """Real histories (item ids) whose answers an artifact carries as its reference."""
+
+    histories: tuple[tuple[str, ...], ...]
 
 
 class _Settings(BaseModel):
@@ -128,6 +138,7 @@ def prune(
     shapes = plan_shapes(Shape.of(whole.config), config.recipe, config.target)
     reporter.say(_plan_line(Shape.of(whole.config), shapes[-1]))
 
+    _keep_for_export(dataset, out, config.seed)
     bench = _prepare(dataset, teacher, out, config, reporter)
     reporter.say("measuring the teacher on the validation split")
     teacher_figures = _kept(out / "teacher.json", Figures, lambda: bench.figures(teacher.model))
@@ -158,6 +169,18 @@ def prune(
 def stage_folder(run: Path, number: int, stage: StageResult) -> Path:
     """Where a finished stage's files are; `number` counts from 1."""
     return run / "stages" / f"{number}-{stage.name}-{stage.key}"
+
+
+def _keep_for_export(dataset: Dataset, out: Path, seed: int) -> None:
+    catalogue = dataset.catalogue
+    if not (out / CATALOGUE_FILE).exists():
+        partial = out / f".{CATALOGUE_FILE}.partial"
+        catalogue.to_parquet(partial)
+        partial.replace(out / CATALOGUE_FILE)
+    rows = dataset.rows("valid").sample(_REFERENCE_HISTORIES, seed)
+    histories = tuple(tuple(catalogue.item_ids[i] for i in history) for history in rows.histories)
+    record = ReferenceHistories(histories=histories)
+    write_file(out / HISTORIES_FILE, record.model_dump_json() + "\n")
 
 
 def _prepare(

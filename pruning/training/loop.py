@@ -13,7 +13,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -66,7 +66,7 @@ class TrainingConfig(BaseModel):
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     patience: Annotated[int, Field(ge=1)] = 3
     validations: Annotated[int, Field(ge=1)] = 1
-    best_by: str = "loss"
+    best_by: Literal["loss", "hr10"] = "loss"
     max_steps: Annotated[int, Field(ge=1)] | None = None
     seed: int = 0
 

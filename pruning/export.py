@@ -1,0 +1,173 @@
+"""Turns a finished run into an artifact that can be served.
+
+The weights are the last student's. The catalogue is the run's, or another one given by its items file:
+the model reads and writes titles, so new items need no training.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pruning.checkpoint import load_checkpoint
+from pruning.data.interactions import items_from_table
+from pruning.data.records import open_table
+from pruning.errors import RunError
+from pruning.evaluation import lean_transformer
+from pruning.pipeline.results import RunReport
+from pruning.pipeline.run import (
+    CATALOGUE_FILE,
+    HISTORIES_FILE,
+    REPORT_FILE,
+    STUDENT_FOLDER,
+    ReferenceHistories,
+    stage_folder,
+)
+from recommender.artifact import (
+    Artifact,
+    Description,
+    Lineage,
+    ParameterCounts,
+    Quality,
+    ReferenceAnswer,
+    StageRecord,
+    write_artifact,
+)
+from recommender.catalogue import Catalogue
+from recommender.errors import InputError
+from recommender.prompt import PromptEncoder
+from recommender.ranker import Ranker
+from recommender.search.frontier import Query
+from recommender.trie import TitleTrie
+
+_REFERENCE_K = 10
+
+
+def read_report(run: Path) -> RunReport:
+    """The report of a finished run.
+
+    Raises:
+        RunError: the run is not finished, or the report is damaged.
+    """
+    file = run / REPORT_FILE
+    if not file.is_file():
+        raise RunError(f"{run}: no {REPORT_FILE}; finish the run with `espalier prune` first")
+    try:
+        return RunReport.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RunError(f"{file}: {where}: {first['msg']}; repeat the prune command") from error
+
+
+def export(run: Path, out: Path, items_file: Path | None = None) -> Artifact:
+    """Writes the artifact `out`, whose name is the folder's; repeated, it says what stands there.
+
+    Raises:
+        InputError: an unfinished run, a bad items file, a name that artifacts cannot bear, or an
+            `out` that holds something else.
+    """
+    report = read_report(run)
+    checkpoint = stage_folder(run, len(report.stages), report.stages[-1]) / STUDENT_FOLDER
+    catalogue = Catalogue.from_parquet(run / CATALOGUE_FILE)
+    if items_file is not None:
+        catalogue = _another_catalogue(items_file, catalogue)
+    student = load_checkpoint(checkpoint)
+    encoder = PromptEncoder(student.template, student.tokenizer)
+    trie = TitleTrie.build(encoder.encode_titles(catalogue.titles), catalogue.popularity)
+    ranker = Ranker(catalogue, encoder, trie, lean_transformer(student.model))
+    histories = ReferenceHistories.model_validate_json((run / HISTORIES_FILE).read_bytes()).histories
+    try:
+        description = Description(
+            name=out.name,
+            created=datetime.now(UTC).replace(microsecond=0),
+            prompt=student.template,
+            lineage=_lineage(report),
+            parameters=_parameters(report),
+            quality=_quality(report) if items_file is None else None,
+            reference=tuple(_answer(ranker, history) for history in histories),
+        )
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+        raise InputError(f"{out.name!r} cannot be an artifact's name ({problem})") from error
+    if out.exists():
+        return _standing(out, description)
+    return write_artifact(out, description, checkpoint, catalogue, trie)
+
+
+def _standing(out: Path, wanted: Description) -> Artifact:
+    """The artifact that stands at `out` already, if it is the one that was asked for."""
+    artifact = Artifact.open(out)
+    stands = Description.model_validate(artifact.manifest.model_dump(exclude={"files"}))
+    if stands.model_copy(update={"created": wanted.created}) != wanted:
+        raise InputError(
+            f"{out} holds another artifact; artifacts are never overwritten, choose another name"
+        )
+    artifact.verify()
+    return artifact
+
+
+def _another_catalogue(items_file: Path, trained: Catalogue) -> Catalogue:
+    items = items_from_table(open_table(items_file, ("item_id", "title")), "item_id", "title")
+    for item_id, row in items.untitled.items():
+        raise InputError(f"{items_file}: row {row}: item {item_id!r} has no title; give it one")
+    known = dict(zip(trained.item_ids, trained.popularity, strict=True))
+    ids = list(items.titles)
+    return Catalogue.create(ids, list(items.titles.values()), [known.get(i, 0) for i in ids])
+
+
+def _answer(ranker: Ranker, history: tuple[str, ...]) -> ReferenceAnswer:
+    """What the model answers to the part of the history that this catalogue knows."""
+    indices = [i for item_id in history if (i := ranker.catalogue.index_of(item_id)) is not None]
+    query = Query(ranker.prompt(indices), _REFERENCE_K)
+    (found,) = ranker.search.rank([query])
+    ranked = ranker.items(found, query)
+    return ReferenceAnswer(
+        history=tuple(ranker.catalogue.item_ids[index] for index in indices),
+        item_ids=tuple(ranker.catalogue.item_ids[item.index] for item in ranked),
+        scores=tuple(item.score for item in ranked),
+    )
+
+
+def _lineage(report: RunReport) -> Lineage:
+    return Lineage(
+        dataset=report.dataset,
+        dataset_sha256=report.dataset_sha256,
+        base=report.base,
+        teacher_sha256=report.teacher_sha256,
+        recipe=report.recipe,
+        seed=report.seed,
+        stages=tuple(
+            StageRecord(
+                name=stage.name,
+                shape={k: v for k, v in stage.shape.model_dump().items() if type(v) is int},
+                loss_after_cut=stage.after_cut.loss,
+                loss_after_restoration=stage.after_restoration.loss,
+            )
+            for stage in report.stages
+        ),
+    )
+
+
+def _parameters(report: RunReport) -> ParameterCounts:
+    return ParameterCounts(
+        nonembedding=report.student_shape.nonembedding_parameters,
+        total=report.student_shape.total_parameters,
+        teacher_nonembedding=report.teacher_shape.nonembedding_parameters,
+        teacher_total=report.teacher_shape.total_parameters,
+    )
+
+
+def _quality(report: RunReport) -> Quality:
+    test = report.test
+    return Quality(
+        split="test",
+        rows=test.student.metrics.rows,
+        hr10=test.student.metrics.hr10,
+        ndcg10=test.student.metrics.ndcg10,
+        teacher_hr10=test.teacher.metrics.hr10,
+        teacher_ndcg10=test.teacher.metrics.ndcg10,
+        popularity_ndcg10=test.popularity.metrics.ndcg10,
+    )
