@@ -23,7 +23,7 @@ from recommender.dataset import (
 )
 from recommender.errors import DatasetError, InputError
 
-# user, item, time, split: eve's test target ties with ann's, and stands after it in the file.
+# user, item, time, split: abe's test target ties with ann's, and stands after it in the file.
 INTERACTIONS = [
     ("ann", "i0", 10, None),
     ("ann", "i1", 20, "train"),
@@ -32,9 +32,9 @@ INTERACTIONS = [
     ("ann", "i0", 90, "test"),
     ("bob", "i3", 5, None),
     ("bob", "i2", 80, "test"),
-    ("eve", "i1", 15, None),
-    ("eve", "i1", 25, "train"),
-    ("eve", "i0", 90, "test"),
+    ("abe", "i1", 15, None),
+    ("abe", "i1", 25, "train"),
+    ("abe", "i0", 90, "test"),
 ]
 
 CARD = DatasetCard(
@@ -79,7 +79,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 def test_users_in_file_order(write: Callable[..., Path]) -> None:
     users = Dataset(write()).users
-    assert [user.user_id for user in users] == ["ann", "bob", "eve"]
+    assert [user.user_id for user in users] == ["ann", "bob", "abe"]
     assert users[0] == UserSequence(
         "ann", (0, 1, 2, 3, 0), (10, 20, 30, 50, 90), (None, "train", "train", "valid", "test")
     )
@@ -87,7 +87,7 @@ def test_users_in_file_order(write: Callable[..., Path]) -> None:
 
 def test_rows_come_by_target_time_with_ties_in_file_order(write: Callable[..., Path]) -> None:
     rows = Dataset(write()).rows("test")
-    assert rows.user_ids == ("bob", "ann", "eve")
+    assert rows.user_ids == ("bob", "ann", "abe")
     assert rows.timestamps_R.tolist() == [80, 90, 90]
     assert rows.targets_R.tolist() == [2, 0, 0]
     assert rows.targets_R.dtype == np.int32

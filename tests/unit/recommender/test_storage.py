@@ -87,6 +87,20 @@ def test_the_folder_appears_when_the_block_ends(tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["run"]
 
 
+def test_the_folder_is_renamed_not_copied(tmp_path: Path) -> None:
+    with new_directory(tmp_path / "run") as folder:
+        filled = folder.stat().st_ino
+    assert (tmp_path / "run").stat().st_ino == filled
+
+
+def test_a_reader_of_the_old_file_reads_it_to_the_end(tmp_path: Path) -> None:
+    write_file(tmp_path / "state", "old")
+    with (tmp_path / "state").open() as reader:
+        write_file(tmp_path / "state", "new")
+        assert reader.read() == "old"
+    assert (tmp_path / "state").read_text() == "new"
+
+
 def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
     def fail_in_the_middle() -> None:
         with new_directory(tmp_path / "run") as folder:

@@ -76,6 +76,16 @@ def test_distinct_titles_counts_leaves_where_items_would_do() -> None:
         assert front.done == done
 
 
+def test_excluded_items_of_a_shared_title_do_not_count_towards_k() -> None:
+    trie = TitleTrie.build([(1, 0), (1, 0), (2, 1, 0), (2, 2, 0)], [0] * 4)
+    leaf, open_node = trie.children(0)
+    for exclude, done in (((), True), ((1,), False)):
+        items = ItemFilter(trie, trie.leaf_of_items(), exclude)
+        front = Frontier(Query((9,), 2, items), trie, SearchLimits())
+        add(front, {leaf: -0.1, open_node: -2.0})
+        assert front.done == done
+
+
 def test_past_the_budget_only_k_open_nodes_stay_and_the_result_is_unproven() -> None:
     front = frontier(1, SearchLimits(width=1, expansions=-8))  # with 8 · k more: none left
     add(front, {A: -0.5, B: -0.4, C: -5.0})

@@ -63,7 +63,7 @@ def wishes(draw: st.DrawFn, items: int) -> Wish:
     some = st.frozensets(st.integers(0, items - 1)) if items else st.just(frozenset())
     return Wish(
         draw(prompts),
-        draw(st.integers(1, 30)),
+        draw(st.integers(1, 4) | st.integers(1, 30)),
         draw(st.just(frozenset()) | some),
         draw(st.none() | some),
         draw(st.booleans()),
