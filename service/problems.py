@@ -81,7 +81,7 @@ def problem_of(error: errors.ServiceError, request_id: str | None) -> Problem:
 
 def invalid(found: Iterable[Any], request_id: str | None) -> Problem:
     """The document for pydantic's errors. What was sent is not repeated: it may name a person."""
-    violations = tuple(Violation(pointer=_pointer(entry["loc"]), detail=_message(entry)) for entry in found)
+    violations = tuple(_violation(entry) for entry in found)
     first = violations[0]
     more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
     return problem(INVALID, f"{first.pointer}: {first.detail}{more}", request_id, violations)
@@ -159,8 +159,8 @@ def _pointer(location: Sequence[int | str]) -> str:
     return "#" + "".join(f"/{part}" for part in parts)
 
 
-def _message(entry: Any) -> str:
+def _violation(entry: Any) -> Violation:
     if entry["type"] == "json_invalid":
-        return "the body is not JSON"
+        return Violation(pointer="#", detail="the body is not JSON")
     message = str(entry["msg"]).removeprefix("Value error, ")
-    return message[:1].lower() + message[1:]
+    return Violation(pointer=_pointer(entry["loc"]), detail=message[:1].lower() + message[1:])

@@ -10,7 +10,6 @@ from pydantic import (
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
-    PlainSerializer,
     StringConstraints,
     WithJsonSchema,
     model_validator,
@@ -56,11 +55,6 @@ def _decimal(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _integral(value: float) -> float:
-    """Whole seconds leave as they mostly came: without a fraction."""
-    return int(value) if value.is_integer() else value
-
-
 ItemId = Annotated[
     str,
     BeforeValidator(_decimal),
@@ -77,8 +71,4 @@ ItemId = Annotated[
     ),
 ]
 UserId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_CHARACTERS)]
-Timestamp = Annotated[
-    float,
-    Field(ge=0, allow_inf_nan=False, description="Unix seconds."),
-    PlainSerializer(_integral, return_type=float, when_used="json"),
-]
+Timestamp = Annotated[float, Field(ge=0, allow_inf_nan=False, description="Unix seconds.")]

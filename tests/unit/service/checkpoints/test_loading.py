@@ -1,0 +1,98 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recommender.artifact import MANIFEST, Artifact
+from recommender.errors import ArtifactError
+from service.checkpoints.loading import choose_artifact, load_model
+from service.errors import SettingsError
+
+
+@pytest.fixture
+def copy(served_artifact: Artifact, tmp_path: Path) -> Callable[[str], Path]:
+    def make(name: str) -> Path:
+        return Path(shutil.copytree(served_artifact.path, tmp_path / "artifacts" / name))
+
+    return make
+
+
+def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object]) -> Artifact:
+    content = json.loads((path / MANIFEST).read_bytes())
+    change(content)
+    (path / MANIFEST).write_text(json.dumps(content))
+    return Artifact.open(path)
+
+
+async def test_a_loaded_model_has_all_of_its_checkpoint(served_artifact: Artifact) -> None:
+    model = await load_model(served_artifact, 4)
+    assert model.identity == served_artifact.identity
+    assert model.item_of_title["Portal 1"] == 24  # more popular than item 0 of the same title
+    longest = max(len(model.titles.trie.path(leaf)) for leaf in range(model.titles.trie.leaf_count))
+    assert model.prompt_limit == 512 - longest
+    await model.engine.close()
+
+
+def test_an_artifact_is_taken_for_itself(served_artifact: Artifact) -> None:
+    assert choose_artifact(served_artifact.path, None) == served_artifact
+
+
+def test_of_a_folder_the_only_artifact_is_taken(copy: Callable[[str], Path]) -> None:
+    folder = copy("one").parent
+    (folder / "half").mkdir()
+    (folder / ".hidden").mkdir()
+    assert choose_artifact(folder, None).path == folder / "one"
+
+
+def test_of_several_one_must_be_named(copy: Callable[[str], Path]) -> None:
+    folder = copy("one").parent
+    copy("two")
+    with pytest.raises(SettingsError, match=r"several artifacts \(one, two\).*ESPALIER_CHECKPOINT"):
+        choose_artifact(folder, None)
+    assert choose_artifact(folder, "two").path == folder / "two"
+    with pytest.raises(ArtifactError, match="three"):
+        choose_artifact(folder, "three")
+
+
+def test_an_empty_folder_and_none_at_all_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no artifact in it"):
+        choose_artifact(tmp_path, None)
+    with pytest.raises(SettingsError, match="no such folder"):
+        choose_artifact(tmp_path / "nowhere", None)
+
+
+async def test_a_flipped_byte_is_refused(copy: Callable[[str], Path]) -> None:
+    path = copy("bad")
+    weights = bytearray((path / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (path / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ArtifactError, match=r"model\.safetensors is not what the manifest says"):
+        await load_model(Artifact.open(path), 4)
+
+
+async def test_other_reference_scores_are_refused(copy: Callable[[str], Path]) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["reference"][1]["scores"][2] += 0.01
+
+    with pytest.raises(ArtifactError, match="reference request 2 gives"):
+        await load_model(edit_manifest(copy("bad"), change), 4)
+
+
+async def test_other_reference_items_are_refused(copy: Callable[[str], Path]) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        first = manifest["reference"][0]["item_ids"]
+        first[0], first[3] = first[3], first[0]
+
+    with pytest.raises(ArtifactError, match="reference request 1 gives"):
+        await load_model(edit_manifest(copy("bad"), change), 4)
+
+
+async def test_scores_within_the_tolerance_are_accepted(copy: Callable[[str], Path]) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["reference"][1]["scores"][2] += 0.0005
+
+    model = await load_model(edit_manifest(copy("good"), change), 4)
+    await model.engine.close()

@@ -1,0 +1,72 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+
+from service.errors import SettingsError
+from service.history.embedded import embedded_server, history_url
+from service.settings import HistorySettings
+
+pytestmark = pytest.mark.valkey
+
+KILLED_SERVICE = """
+import os, pathlib, redis, signal, sys
+from service.history.embedded import embedded_server
+with embedded_server(pathlib.Path(sys.argv[1])) as url:
+    redis.Redis.from_url(url).set("key", "kept")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_was_written_is_there_the_next_time(tmp_path: Path) -> None:
+    for expected in (None, b"kept"):
+        with embedded_server(tmp_path / "state") as url, redis.Redis.from_url(url) as client:
+            assert client.get("key") == expected
+            client.set("key", "kept")
+    assert not (tmp_path / "state" / "valkey.sock").exists()
+
+
+def test_it_listens_on_its_socket_only_and_never_evicts(tmp_path: Path) -> None:
+    with embedded_server(tmp_path) as url, redis.Redis.from_url(url) as client:
+        config = client.config_get("port", "appendonly", "appendfsync", "maxmemory-policy")
+    assert config == {
+        "port": "0",
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "maxmemory-policy": "noeviction",
+    }
+
+
+def test_two_services_do_not_share_a_folder(tmp_path: Path) -> None:
+    with (
+        embedded_server(tmp_path),
+        pytest.raises(SettingsError, match="another espalier serves from it"),
+        embedded_server(tmp_path),
+    ):
+        pass
+
+
+def test_a_server_that_outlived_its_service_is_ended_and_its_data_kept(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED_SERVICE, str(tmp_path)], check=False)
+    with redis.Redis(unix_socket_path=str(tmp_path / "valkey.sock")) as orphan:
+        orphan_id = orphan.info("server")["process_id"]
+    with embedded_server(tmp_path) as url, redis.Redis.from_url(url) as client:
+        assert client.get("key") == b"kept"
+        assert client.info("server")["process_id"] != orphan_id
+
+
+def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
+    with (
+        pytest.raises(SettingsError, match="shorter ESPALIER_STATE_DIR"),
+        embedded_server(tmp_path / ("x" * 100)),
+    ):
+        pass
+
+
+def test_a_configured_url_is_used_as_it_is(tmp_path: Path) -> None:
+    with history_url(HistorySettings(redis_url="redis://there:1")) as url:
+        assert url == "redis://there:1"
+    with history_url(HistorySettings(state_dir=tmp_path)) as url:
+        assert url == f"unix://{tmp_path}/histories/valkey.sock"

@@ -1,0 +1,27 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.errors import SettingsError
+from service.settings import HistorySettings, Settings, read_settings
+
+
+def test_the_environment_is_read_and_the_command_line_stands_above_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ESPALIER_PORT", "81")
+    monkeypatch.setenv("ESPALIER_HOST", "::1")
+    settings = read_settings(Settings, {"artifacts": Path("a"), "port": 82, "host": None})
+    assert (settings.port, settings.host) == (82, "::1")
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        Settings(artifacts=Path("a")).port = 1  # type: ignore[misc]
+
+
+def test_a_bad_value_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESPALIER_HISTORY_LENGTH", "0")
+    with pytest.raises(SettingsError, match=r"ESPALIER_HISTORY_LENGTH: .*greater than or equal to 1"):
+        read_settings(HistorySettings, {})
