@@ -73,7 +73,9 @@ class UserBootstrap:
         names, self._user_of_row = np.unique(np.asarray(users, dtype=object), return_inverse=True)
         generator = np.random.default_rng(seed)
         drawn = max(1, len(names))
-        self._times_SU = generator.multinomial(drawn, np.full(drawn, 1 / drawn), size=samples)
+        times_SU = generator.multinomial(drawn, np.full(drawn, 1 / drawn), size=samples)
+        # 32 bits hold such counts exactly in half the memory, and multiply faster than integers.
+        self._times_SU = times_SU.astype(np.float32)
         self._rows_U = self._sum_by_user(np.ones(len(users)))
 
     def mean(self, values_R: Float64Array) -> Interval:
