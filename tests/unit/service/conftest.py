@@ -9,6 +9,7 @@ import httpx
 import pytest
 import redis as sync_redis
 from fastapi import FastAPI
+from served_artifact import write_served_artifact
 
 from recommender.artifact import Artifact
 from service.app import create_app
@@ -17,6 +18,11 @@ from service.settings import Settings
 
 MakeSettings = Callable[..., Settings]
 OpenApp = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+
+
+@pytest.fixture(scope="session")
+def served_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return write_served_artifact(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

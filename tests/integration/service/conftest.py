@@ -1,0 +1,128 @@
+"""The service as a process of its own, and a real redis-server to be killed and paused."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+from served_artifact import write_served_artifact
+
+from recommender.artifact import Artifact
+
+
+@dataclass
+class Service:
+    """A running `espalier serve`."""
+
+    process: subprocess.Popen[str]
+    url: str
+    model: str
+    log: Path
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(timeout=30)
+
+
+StartService = Callable[..., Service]
+
+
+@pytest.fixture(scope="session")
+def served_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return write_served_artifact(tmp_path_factory)
+
+
+@pytest.fixture
+def start_service(served_artifact: Artifact, tmp_path: Path) -> Iterator[StartService]:
+    """`start_service("--redis", url, NAME="value")`: waits until it says where it serves."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, **environment: str) -> Service:
+        log = tmp_path / f"service-{len(started)}.log"
+        variables = {
+            "ESPALIER_STATE_DIR": str(tmp_path / "state"),
+            "ESPALIER_REDIS_TIMEOUT_S": "2",  # a busy machine is no slow Redis
+            "ESPALIER_DEADLINE_S": "30",
+        }
+        command = [sys.executable, "-m", "espalier", "serve", str(served_artifact.path)]
+        with log.open("w") as stderr:
+            process = subprocess.Popen(
+                [*command, "--port", "0", "--json", *arguments],
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                env=os.environ | variables | environment,
+            )
+        started.append(process)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, log.read_text()
+        return Service(process, **json.loads(line), log=log)
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait(timeout=30)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+class RedisServer:
+    """Debian's redis-server on a free port, with an append-only file."""
+
+    def __init__(self, program: str, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}"
+        options = {
+            "port": self.port,
+            "bind": "127.0.0.1",
+            "dir": folder,
+            "appendonly": "yes",
+            "appendfsync": "always",
+            "save": "",
+        }
+        self._command = [program, *(str(part) for name in options for part in (f"--{name}", options[name]))]
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        with redis.Redis.from_url(self.url) as client:
+            for _ in range(300):
+                with suppress(redis.ConnectionError, redis.BusyLoadingError):
+                    if client.ping():
+                        return
+                time.sleep(0.05)
+        raise AssertionError("redis-server did not start")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(timeout=30)
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("redis-server is not installed")
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    server = RedisServer(program, folder)
+    yield server
+    server.process.send_signal(signal.SIGCONT)
+    server.kill()

@@ -1,0 +1,104 @@
+"""Debian's redis-server behind the service: killed, paused and restarted under way."""
+
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.redis
+
+
+def recommend(client: httpx.Client, **body: Any) -> dict[str, Any]:
+    response = client.post("/recommend", json=body)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def add(client: httpx.Client, item: int) -> int:
+    body = {"item_id": f"g{item % 30}", "timestamp": item, "event_id": f"e{item}"}
+    return client.post("/users/ann/events", json=body).status_code
+
+
+def stored(client: httpx.Client) -> list[int]:
+    items = client.get("/users/ann/history").json()["items"]
+    return [int(item["timestamp"]) for item in items]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not come about in time")
+
+
+def test_killed_and_restarted_nothing_acknowledged_is_lost(
+    start_service: Callable[..., Any], redis_server: Any
+) -> None:
+    service = start_service("--redis", redis_server.url, ESPALIER_PROBE_INTERVAL_S="0.1")
+    with service.client() as client:
+        acknowledged = [item for item in range(40) if add(client, item) == 200]
+        assert acknowledged == list(range(40))
+        redis_server.kill()
+        assert add(client, 40) == 503
+        away = recommend(client, user_id="ann")
+        assert (away["strategy"], away["degraded"]) == ("popular", "history_unavailable")
+        carried = recommend(client, history=["g3"])
+        assert (carried["strategy"], carried["degraded"]) == ("model", None)
+        assert client.get("/readyz").status_code == 200
+        until(lambda: "espalier_redis_up 0.0" in client.get("/metrics").text)
+        redis_server.start()
+        until(lambda: recommend(client, user_id="ann")["degraded"] is None)
+        assert stored(client) == acknowledged
+        assert add(client, 40) == 200  # sent again after its 503: stored once
+        assert stored(client) == [*acknowledged, 40]
+        until(lambda: "espalier_redis_up 1.0" in client.get("/metrics").text)
+    assert service.end() == 0
+
+
+def test_paused_it_costs_the_timeout_and_recovers(
+    start_service: Callable[..., Any], redis_server: Any
+) -> None:
+    service = start_service("--redis", redis_server.url, ESPALIER_REDIS_TIMEOUT_S="0.2")
+    with service.client() as client:
+        until(lambda: add(client, 1) == 200)
+        redis_server.process.send_signal(signal.SIGSTOP)
+        away = recommend(client, user_id="ann")
+        assert away["degraded"] == "history_unavailable"
+        assert add(client, 2) == 503
+        assert recommend(client, history=["g3"])["strategy"] == "model"
+        redis_server.process.send_signal(signal.SIGCONT)
+        until(lambda: recommend(client, user_id="ann")["degraded"] is None)
+        until(lambda: add(client, 2) == 200)
+        assert stored(client) == [1, 2]
+    assert service.end() == 0
+
+
+def test_it_starts_without_redis_and_finds_it_later(
+    start_service: Callable[..., Any], redis_server: Any
+) -> None:
+    redis_server.kill()
+    service = start_service("--redis", redis_server.url)
+    with service.client() as client:
+        assert client.get("/readyz").status_code == 200
+        assert recommend(client, user_id="ann")["degraded"] == "history_unavailable"
+        redis_server.start()
+        until(lambda: add(client, 1) == 200)
+        assert recommend(client, user_id="ann")["strategy"] == "model"
+
+
+def test_histories_are_the_same_whichever_replica_is_asked(
+    start_service: Callable[..., Any], redis_server: Any
+) -> None:
+    first = start_service("--redis", redis_server.url)
+    second = start_service("--redis", redis_server.url)
+    with first.client() as one, second.client() as other:
+        assert add(one, 1) == 200
+        assert add(other, 0) == 200
+        assert stored(one) == stored(other) == [0, 1]
+        answers = [recommend(client, user_id="ann")["items"] for client in (one, other)]
+        assert answers[0] == answers[1]

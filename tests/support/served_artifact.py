@@ -1,0 +1,110 @@
+"""A whole artifact that can be served in milliseconds: real files, random weights, thirty titles."""
+
+from datetime import UTC, datetime
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from recommender.artifact import (
+    Artifact,
+    Description,
+    Lineage,
+    ParameterCounts,
+    ReferenceAnswer,
+    write_artifact,
+)
+from recommender.catalogue import Catalogue
+from recommender.prompt import PromptEncoder, PromptTemplate
+from recommender.ranker import Ranker
+from recommender.search.architecture import Architecture
+from recommender.search.frontier import Query
+from recommender.search.transformer import LeanTransformer
+from recommender.trie import TitleTrie
+
+SERVED_TITLES = (
+    *(f"{game} {number}" for game in ("Portal", "Half-Life", "Myst", "Doom") for number in range(1, 7)),
+    "Portal 1",  # shares its title with g0, and is more popular
+    "Star Wars: Jedi Knight",
+    "Stardew Valley",
+    "Pokémon Émeraude",
+    "The Witcher",
+    "The Witcher 3: Wild Hunt",
+)
+
+
+def write_served_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Items g0 … g29, g29 the most popular; g24 and g0 are both called "Portal 1"."""
+    checkpoint = tmp_path_factory.mktemp("checkpoint")
+    tokenizer = _train_tokenizer()
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=512,
+        initializer_range=0.3,  # far from uniform, so that scores differ
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(checkpoint)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(checkpoint)
+
+    catalogue = Catalogue.create(
+        [f"g{item}" for item in range(len(SERVED_TITLES))], SERVED_TITLES, range(len(SERVED_TITLES))
+    )
+    encoder = PromptEncoder(PromptTemplate(), tokenizer)
+    trie = TitleTrie.build(encoder.encode_titles(catalogue.titles), catalogue.popularity)
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    architecture = Architecture.from_config({**config.to_dict(), "architectures": ["LlamaForCausalLM"]})
+    ranker = Ranker(catalogue, encoder, trie, LeanTransformer(architecture, tensors, torch.float32))
+    description = Description(
+        name="tiny",
+        created=datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC),
+        prompt=encoder.template,
+        lineage=Lineage(
+            dataset="games",
+            dataset_sha256="0" * 64,
+            base="scratch",
+            teacher_sha256="1" * 64,
+            recipe="none",
+            seed=7,
+            stages=(),
+        ),
+        parameters=ParameterCounts(nonembedding=11, total=22, teacher_nonembedding=33, teacher_total=44),
+        quality=None,
+        reference=(_reference_answer(ranker, (2, 5)), _reference_answer(ranker, (9,))),
+    )
+    return write_artifact(
+        tmp_path_factory.mktemp("artifacts") / "tiny", description, checkpoint, catalogue, trie
+    )
+
+
+def _train_tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|end|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SERVED_TITLES, trainer)
+    return tokenizer
+
+
+def _reference_answer(ranker: Ranker, history: tuple[int, ...]) -> ReferenceAnswer:
+    query = Query(prompt=ranker.prompt(history), k=5)
+    items = ranker.items(ranker.search.rank([query])[0], query)
+    ids = ranker.catalogue.item_ids
+    return ReferenceAnswer(
+        history=tuple(ids[item] for item in history),
+        item_ids=tuple(ids[item.index] for item in items),
+        scores=tuple(item.score for item in items),
+    )
