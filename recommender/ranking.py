@@ -96,12 +96,12 @@ class UserBootstrap:
         """The difference of two means over the same rows."""
         return self.mean(a_R - b_R)
 
-    def _sum_by_user(self, values_R: Float64Array) -> Float64Array:
+    def _sum_by_user(self, values_R: Float64Array) -> npt.NDArray[np.float32]:
         users = self._times_SU.shape[1]
-        return np.bincount(self._user_of_row, weights=values_R, minlength=users).astype(np.float64)
+        return np.bincount(self._user_of_row, weights=values_R, minlength=users).astype(np.float32)
 
 
-def _interval(value: float, samples: Float64Array) -> Interval:
+def _interval(value: float, samples: npt.NDArray[np.float32]) -> Interval:
     if not len(samples):
         return Interval(value=value, low=float("nan"), high=float("nan"))
     low, high = np.quantile(samples, (0.025, 0.975))
