@@ -99,7 +99,7 @@ def _teacher_config() -> Any:
             num_key_value_heads=2,
         ),
         training=TrainingConfig(
-            epochs=8, learning_rate=2e-3, weight_decay=0.1, tokens_per_batch=2048, best_by="hr10"
+            epochs=6, learning_rate=2e-3, weight_decay=0.1, tokens_per_batch=2048, best_by="hr10"
         ),
     )
 
