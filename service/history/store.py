@@ -11,14 +11,15 @@ import asyncio
 import base64
 import hashlib
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.errors import HistoryUnavailableError, SettingsError
 from service.history.scripts import APPEND, ARRIVAL_DIGITS, READ
@@ -26,6 +27,7 @@ from service.metrics import Metrics
 from service.settings import HistorySettings
 
 PREFIX = "espalier:1:"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,8 @@ class HistoryStore:
             HistoryUnavailableError: Redis is away, slow or full; the events may be stored or not.
         """
         arguments = append_arguments(events, self._length, self._expiry)
-        async with self._operation("append"):
-            accepted = await self._append_script(user_keys(user_id, "events", "ids", "count"), arguments)
+        keys = user_keys(user_id, "events", "ids", "count")
+        accepted = await self._perform("append", self._append_script(keys, arguments))
         return [bool(flag) for flag in accepted]
 
     async def read(self, user_id: str) -> StoredHistory:
@@ -103,8 +105,8 @@ class HistoryStore:
         Raises:
             HistoryUnavailableError: Redis is away or slow.
         """
-        async with self._operation("read"):
-            count, packed = await self._read_script(user_keys(user_id, "events", "count"))
+        keys = user_keys(user_id, "events", "count")
+        count, packed = await self._perform("read", self._read_script(keys))
         flat = json.loads(packed)
         events = (
             Event(member[ARRIVAL_DIGITS:], float(time))
@@ -118,25 +120,34 @@ class HistoryStore:
         Raises:
             HistoryUnavailableError: Redis is away or slow.
         """
-        async with self._operation("delete"):
-            await self._client.delete(*user_keys(user_id, "events", "ids", "count"))
+        keys = user_keys(user_id, "events", "ids", "count")
+        await self._perform("delete", self._client.delete(*keys))
 
     async def check(self) -> None:
         """Asks Redis for a sign of life, for the metric."""
-        async with self._operation("ping"):
-            await self._client.ping()
+        await self._perform("ping", self._client.ping())
 
     async def close(self) -> None:
         await self._client.aclose()
 
-    @asynccontextmanager
-    async def _operation(self, name: str) -> AsyncIterator[None]:
+    async def _perform(self, name: str, operation: Awaitable[T]) -> T:
+        """Waits for an operation as long as the limit allows, counts it, and maps what went wrong.
+
+        It runs in a task of its own, which is given up rather than awaited: redis-py waits inside by
+        `asyncio.wait_for`, and Python 3.11's may swallow a cancellation, ours or our caller's.
+        """
+        task = asyncio.ensure_future(operation)
         outcome = "error"
         try:
-            async with asyncio.timeout(self._timeout):
-                yield
+            done, _ = await asyncio.wait({task}, timeout=self._timeout)
+            if not done:
+                raise TimeoutError  # noqa: TRY301 - told like redis-py's own, below
+            result = task.result()
             outcome = "ok"
-        except TimeoutError as error:
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        except (TimeoutError, RedisTimeoutError) as error:
             outcome = "timeout"
             raise HistoryUnavailableError("the history store did not answer in time") from error
         except ResponseError as error:  # it is up and says no: full, for one
@@ -145,8 +156,19 @@ class HistoryStore:
         except (RedisError, OSError) as error:
             raise HistoryUnavailableError(f"the history store is away ({type(error).__name__})") from error
         finally:
+            if not task.done():
+                task.cancel()
+                task.add_done_callback(_give_up)
             self._metrics.history_operations.labels(name, outcome).inc()
-            self._metrics.redis_up.set(outcome in ("ok", "refused"))
+            if outcome != "cancelled":  # the caller left, which says nothing about Redis
+                self._metrics.redis_up.set(outcome in ("ok", "refused"))
+        return result
+
+
+def _give_up(task: asyncio.Future[Any]) -> None:
+    """Takes the outcome of a task that nobody waits for, so that asyncio does not complain."""
+    if not task.cancelled():
+        task.exception()
 
 
 def append_arguments(events: Sequence[Event], length: int, expiry: int) -> list[str | int]:

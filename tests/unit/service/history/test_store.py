@@ -181,3 +181,34 @@ async def test_nobody_there_is_unavailable(tmp_path: object) -> None:
 def test_a_url_that_is_none_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"ESPALIER_REDIS_URL.*unix://PATH"):
         connect("localhost:6379", timeout_s=1, connections=1)
+
+
+async def test_a_cancellation_is_never_swallowed(empty_valkey: str) -> None:
+    """Python 3.11's `wait_for`, on which redis-py stands, loses one now and then."""
+    store = HistoryStore(connect(empty_valkey, 5, 4), HistorySettings(redis_timeout_s=5), Metrics())
+
+    async def keep_checking() -> None:
+        while True:
+            await store.check()
+
+    for ticks in range(120):
+        task = asyncio.create_task(keep_checking())
+        for _ in range(ticks % 40):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task}, timeout=30)
+        assert task.cancelled()
+    await store.close()
+
+
+async def test_a_caller_who_leaves_says_nothing_about_redis(client: Redis) -> None:
+    metrics = Metrics()
+    store = HistoryStore(client, HistorySettings(redis_timeout_s=5), metrics)
+    await store.check()
+    task = asyncio.create_task(store.read("ann"))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled()
+    assert metrics.registry.get_sample_value("espalier_redis_up") == 1
+    assert await items(store) == []
