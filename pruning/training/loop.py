@@ -1,7 +1,7 @@
 """The training loop: Hugging Face's `Trainer` on token-budget batches, resumable after `kill -9`.
 
     FOLDER/checkpoint-N/   the Trainer's own checkpoint, whole once it holds the file `whole`
-    FOLDER/tensorboard/    learning curves
+    FOLDER/runs/           learning curves for TensorBoard
 
 The Trainer writes a checkpoint file by file, so a killed process can leave half of one. The marker is
 written last and removed first; what lacks it is cleared away before a run goes on.
