@@ -139,10 +139,18 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         kind = _HTTP_KINDS[error.status_code]
         headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = _methods(request)
         return response(problem(kind, f"{kind.title}.", request_id(request)), headers)
 
     app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(HTTPException, http)
+
+
+def _methods(request: Request) -> str:
+    """The methods of the path: one route knows only its own, the interface knows them all."""
+    operations = request.app.openapi()["paths"][request.scope["route"].path_format]
+    return ", ".join(sorted(method.upper() for method in operations))
 
 
 def request_id(request: Request) -> str | None:

@@ -51,8 +51,14 @@ class _NullIsAbsent:
 NullIsAbsent = _NullIsAbsent()
 
 
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: 3.0 is the integer 3."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _decimal(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    number = _whole(value)
+    return str(number) if isinstance(number, int) and not isinstance(number, bool) else value
 
 
 ItemId = Annotated[
@@ -70,5 +76,6 @@ ItemId = Annotated[
         mode="validation",
     ),
 ]
+Count = Annotated[int, Field(strict=True), BeforeValidator(_whole)]
 UserId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_CHARACTERS)]
-Timestamp = Annotated[float, Field(ge=0, allow_inf_nan=False, description="Unix seconds.")]
+Timestamp = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True, description="Unix seconds.")]

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 
 from recommender.catalogue import normalise_title
 from service.problems import Problem
-from service.schemas import Answer, ItemId, NullIsAbsent, Payload, UserId
+from service.schemas import Answer, Count, ItemId, NullIsAbsent, Payload, UserId
 
 MAX_K = 100
 MAX_HISTORY = 1000
@@ -55,12 +63,21 @@ HistoryEntry = Annotated[
 class RecommendRequest(Payload):
     """Whom to recommend to, by stored history (`user_id`) or posted one, and what may come out."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["user_id"], "properties": {"user_id": {"type": "string"}}},
+                {"required": ["history"], "properties": {"history": {"type": "array"}}},
+            ]
+        }
+    )
+
     user_id: Annotated[UserId | None, Field(description="Whose stored history to read.")] = None
     history: Annotated[
         tuple[HistoryEntry, ...] | None,
         Field(max_length=MAX_HISTORY, description="Oldest first; stands instead of the stored history."),
     ] = None
-    k: Annotated[int, Field(ge=1, le=MAX_K, strict=True), NullIsAbsent] = 10
+    k: Annotated[Count, Field(ge=1, le=MAX_K), NullIsAbsent] = 10
     exclude_seen: Annotated[
         bool, Field(strict=True, description="Leave out every title of the whole history."), NullIsAbsent
     ] = True

@@ -1,8 +1,12 @@
 """Debian's redis-server behind the service: killed, paused and restarted under way."""
 
+import json
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -102,3 +106,35 @@ def test_histories_are_the_same_whichever_replica_is_asked(
         assert stored(one) == stored(other) == [0, 1]
         answers = [recommend(client, user_id="ann")["items"] for client in (one, other)]
         assert answers[0] == answers[1]
+
+
+def test_a_prepared_data_set_is_imported_and_asked_for(
+    start_service: Callable[..., Any], redis_server: Any, tmp_path: Path
+) -> None:
+    source, dataset = tmp_path / "source", tmp_path / "dataset"
+    source.mkdir()
+    pairs = [(user, step) for user in range(40) for step in range(6)]
+    rows = [f"u{user},g{(user + step) % 30},{1000 * user + step}" for user, step in pairs]
+    (source / "interactions.csv").write_text("\n".join(("user_id,item_id,timestamp", *rows)) + "\n")
+    titles = [f"g{item},Title {item}" for item in range(30)]
+    (source / "items.csv").write_text("\n".join(("item_id,title", *titles)) + "\n")
+
+    def espalier(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "espalier", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+    prepared = espalier("prepare", str(source), "--out", str(dataset), "--k-core", "0")
+    assert prepared.returncode == 0, prepared.stderr
+    for accepted in (240, 0):
+        done = espalier("histories", "import", str(dataset), "--redis", redis_server.url, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == {"users": 40, "events": 240, "accepted": accepted}
+    service = start_service("--redis", redis_server.url)
+    with service.client() as client:
+        items = client.get("/users/u7/history").json()["items"]
+        assert [item["item_id"] for item in items] == ["g7", "g8", "g9", "g10", "g11", "g12"]
+        assert recommend(client, user_id="u7")["strategy"] == "model"
+    redis_server.kill()
+    away = espalier("histories", "import", str(dataset), "--redis", redis_server.url)
+    assert away.returncode == 1
+    assert "goes on where this one stopped" in away.stderr

@@ -44,6 +44,8 @@ async def test_unknown_paths_and_methods_are_problems(client: httpx.AsyncClient)
     wrong = await client.put("/recommend", json={})
     assert (wrong.status_code, wrong.json()["type"]) == (405, "urn:espalier:problem:method-not-allowed")
     assert wrong.headers["allow"] == "POST"
+    two = await client.put("/users/ann/history", json={})
+    assert two.headers["allow"] == "DELETE, GET"
     assert wrong.headers["content-type"] == "application/problem+json"
     assert (await client.get("/items/")).status_code == 404
 

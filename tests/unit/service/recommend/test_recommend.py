@@ -136,6 +136,7 @@ async def test_null_is_absent(client: httpx.AsyncClient) -> None:
         ({"k": 0}, "#/k"),
         ({"k": 101}, "#/k"),
         ({"k": "3"}, "#/k"),
+        ({"k": 3.5}, "#/k"),
         ({"k": True}, "#/k"),
         ({"exclude_seen": "yes"}, "#/exclude_seen"),
         ({"history": ["g1", None]}, "#/history/1"),
@@ -184,8 +185,9 @@ async def test_ten_thousand_candidates_are_taken(client: httpx.AsyncClient) -> N
 
 
 async def test_an_integer_is_read_as_its_decimal_string(client: httpx.AsyncClient) -> None:
-    answer = await ask(client, history=[12, {"item_id": -3}, "g1"], exclude=[7])
-    assert answer["unknown_items"] == ["12", "-3", "7"]
+    answer = await ask(client, history=[12, {"item_id": -3}, 5.0, "g1"], exclude=[7], k=2.0)
+    assert answer["unknown_items"] == ["12", "-3", "5", "7"]
+    assert len(answer["items"]) == 2
 
 
 async def test_a_catalogue_title_counts_as_its_item(client: httpx.AsyncClient) -> None:
