@@ -37,9 +37,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for nodeid in config.stash[_skipped]:
         terminalreporter.write_line(f"FAILED: required here, but skipped: {nodeid}", red=True)
     for marker in sorted(_REQUIRED - config.stash[_collected]):

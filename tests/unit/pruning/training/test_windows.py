@@ -1,0 +1,73 @@
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small_run import TITLES, write_dataset
+
+from pruning.teacher.scratch import train_tokenizer
+from pruning.training.windows import UserPacker, Window
+from recommender.dataset import Dataset
+from recommender.prompt import PromptEncoder, PromptTemplate
+
+TEMPLATE = PromptTemplate(max_items=6, keep_items=3)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> PromptEncoder:
+    return PromptEncoder(TEMPLATE, train_tokenizer(TITLES, TEMPLATE, 320))
+
+
+def read(window: Window, encoder: PromptEncoder) -> tuple[list[int], list[int]]:
+    """The items of a window, and the places among them that are targets."""
+    names = {tokens: item for item, tokens in enumerate(encoder.encode_titles(TITLES))}
+    assert window.tokens[: len(encoder.instruction_ids)] == encoder.instruction_ids
+    items, begins = [], {}
+    at = len(encoder.instruction_ids)
+    while at < len(window.tokens):
+        stop = window.tokens.index(encoder.separator_id, at) + 1
+        begins[at] = (len(items), stop)
+        items.append(names[window.tokens[at:stop]])
+        at = stop
+    assert [begins[begin][1] for begin in window.target_from] == list(window.target_to)
+    return items, [begins[begin][0] for begin in window.target_from]
+
+
+@settings(
+    max_examples=10,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(seed=st.integers(0, 10**6))
+def test_every_training_interaction_is_a_target_once_and_no_other(
+    seed: int, encoder: PromptEncoder, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    dataset = Dataset(write_dataset(tmp_path_factory.mktemp("data"), users=15, seed=seed))
+    windows = UserPacker(encoder, TITLES).training(dataset)
+    # A window shows where each target stands only by its user's sequence: compare as multisets.
+    targets: Counter[tuple[tuple[int, ...], int]] = Counter()
+    for window in windows:
+        items, places = read(window, encoder)
+        targets.update((tuple(items[:place]), items[place]) for place in places)
+    expected: Counter[tuple[tuple[int, ...], int]] = Counter()
+    for user in dataset.users:
+        if "train" not in user.splits:
+            continue
+        last = max(at for at, split in enumerate(user.splits) if split == "train")
+        for at in range(last + 1):
+            start = TEMPLATE.window_start(at)
+            expected[(user.items[start:at], user.items[at])] += 1
+    assert targets == expected
+
+
+def test_held_out_windows_hold_exactly_the_splits_targets(encoder: PromptEncoder, tmp_path: Path) -> None:
+    dataset = Dataset(write_dataset(tmp_path))
+    for split in ("valid", "test"):
+        found: Counter[int] = Counter()
+        for window in UserPacker(encoder, TITLES).held_out(dataset, split):
+            items, places = read(window, encoder)
+            assert all(place <= TEMPLATE.max_items for place in places)
+            found.update(items[place] for place in places)
+        assert found == Counter(dataset.rows(split).targets_R.tolist())
