@@ -27,7 +27,7 @@ class Silent:
         self.lines.append(text)
 
     def counter(self, title: str):
-        return lambda done, total: None
+        return lambda *_: None
 
 
 def write_source(folder: Path, users: int = 40, seed: int = 0) -> Path:
@@ -50,7 +50,7 @@ def write_source(folder: Path, users: int = 40, seed: int = 0) -> Path:
 
 def write_dataset(folder: Path, users: int = 40, seed: int = 0) -> Path:
     source = write_source(folder / "source", users, seed)
-    prepare(source, folder / "dataset", PrepareOptions(name="rivers"), lambda text: None)
+    prepare(source, folder / "dataset", PrepareOptions(name="rivers"), lambda _: None)
     return folder / "dataset"
 
 

@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+import torch
+from small_run import TITLES, write_dataset
+
+from pruning.distill import sources
+from pruning.distill.signals import TopSignal
+from pruning.distill.sources import CachedTeacher, LiveTeacher, cache_signals
+from pruning.errors import RunError
+from pruning.teacher.scratch import ScratchConfig, base_from_scratch
+from pruning.training.batches import batches_in_order
+from pruning.training.windows import UserPacker
+from recommender.dataset import Dataset
+from recommender.prompt import PromptEncoder, PromptTemplate
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory):
+    dataset = Dataset(write_dataset(tmp_path_factory.mktemp("data")))
+    shape = ScratchConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    base = base_from_scratch(shape, TITLES, PromptTemplate())
+    base.model.model.embed_tokens.weight.data.mul_(20)  # far from uniform
+    windows = UserPacker(PromptEncoder(PromptTemplate(), base.tokenizer), TITLES).training(dataset)
+    return base.model, windows
+
+
+@pytest.fixture(autouse=True)
+def several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_WINDOWS_PER_PART", 16)
+
+
+def test_cached_signals_are_the_live_ones(taught, tmp_path: Path) -> None:
+    model, windows = taught
+    told: list[tuple[int, int]] = []
+    cache_signals(model, windows, 5, tmp_path, lambda *count: told.append(count))
+    assert len(list(tmp_path.iterdir())) == len(told) > 2
+    assert told[-1] == (len(told), len(told))
+    cached, live = CachedTeacher(tmp_path, windows), LiveTeacher(model)
+    for batch in batches_in_order(windows, 700):
+        dense = live.signal(batch)
+        top = TopSignal.of(dense.log_probs_PV, 5)
+        signal = cached.signal(batch)
+        torch.testing.assert_close(signal.log_probs_PK, top.log_probs_PK, atol=2e-3, rtol=1e-3)
+        student = torch.zeros_like(dense.log_probs_PV)
+        torch.testing.assert_close(
+            signal.forward_kl(student), top.forward_kl(student), atol=5e-3, rtol=5e-3
+        )
+
+
+def test_parts_that_stand_are_kept_and_a_missing_one_is_made(taught, tmp_path: Path) -> None:
+    model, windows = taught
+    cache_signals(model, windows, 5, tmp_path, lambda *_: None)
+    first, second, *_ = sorted(tmp_path.iterdir())
+    second.unlink()
+    stood = first.stat().st_mtime_ns
+    with pytest.raises(RunError, match="part-00001"):
+        CachedTeacher(tmp_path, windows)
+    cache_signals(model, windows, 5, tmp_path, lambda *_: None)
+    assert first.stat().st_mtime_ns == stood
+    CachedTeacher(tmp_path, windows)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other windows"])
+def test_damage_is_named(taught, tmp_path: Path, damage: str) -> None:
+    model, windows = taught
+    cache_signals(model, windows, 5, tmp_path, lambda *_: None)
+    if damage == "truncated":
+        part = tmp_path / "part-00000.safetensors"
+        part.write_bytes(part.read_bytes()[:100])
+    else:
+        windows = windows[1:]
+    with pytest.raises(RunError, match="remove the folder"):
+        CachedTeacher(tmp_path, windows)

@@ -1,0 +1,135 @@
+import pytest
+
+from pruning.errors import RecipeError
+from pruning.pipeline.plan import Target, key_value_heads_for, plan_shapes
+from pruning.pipeline.recipe import Recipe, Stage, load_recipe, packaged_recipes
+from pruning.surgery.plan import check_target
+from pruning.surgery.shape import Shape
+from pruning.training.loop import TrainingConfig
+
+TRAINING = TrainingConfig(epochs=1)
+
+
+def shape(family: str = "llama", **sizes: int) -> Shape:
+    smollm2 = {
+        "vocab_size": 4000,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+    }
+    return Shape.model_validate(
+        {
+            "model_type": family,
+            "tie_word_embeddings": True,
+            "attention_bias": family == "qwen2",
+            "mlp_bias": False,
+            **smollm2,
+            **sizes,
+        }
+    )
+
+
+TEACHERS = {
+    "smollm2": shape(),
+    "qwen2-0.5b as llama": shape(
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+    ),
+    "qwen3": shape("qwen3", hidden_size=1024, num_attention_heads=16, num_key_value_heads=8, head_dim=128),
+    "tiny": shape(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+    ),
+}
+
+
+def recipe(*stages: dict[str, float]) -> Recipe:
+    return Recipe(
+        name="r",
+        description="",
+        stages=tuple(
+            Stage(name=f"s{number}", keep=keep, importance="activation", training=TRAINING)
+            for number, keep in enumerate(stages)
+        ),
+    )
+
+
+@pytest.mark.parametrize("teacher", TEACHERS.values(), ids=TEACHERS)
+@pytest.mark.parametrize("name", packaged_recipes())
+@pytest.mark.parametrize("removed", [None, 0.5, 0.95])
+def test_every_stage_is_a_legal_cut_of_the_one_before(
+    teacher: Shape, name: str, removed: float | None
+) -> None:
+    before = teacher
+    for after in plan_shapes(teacher, load_recipe(name), Target(removed_share=removed)):
+        check_target(before, after)
+        assert after.nonembedding_parameters < before.nonembedding_parameters
+        before = after
+    if removed is not None:
+        assert before.nonembedding_parameters <= (1 - removed) * teacher.nonembedding_parameters
+
+
+def test_a_number_of_parameters_is_a_bound() -> None:
+    for budget in (5_310_172, 2_124_069):
+        target = Target(nonembedding_parameters=budget)
+        final = plan_shapes(TEACHERS["smollm2"], load_recipe("activation"), target)[-1]
+        assert 0.9 * budget < final.nonembedding_parameters <= budget
+
+
+@pytest.mark.parametrize(
+    ("heads", "key_value"),
+    [(7, 7), (14, 2)],
+)
+def test_key_value_heads_keep_the_group_size_nearest(heads: int, key_value: int) -> None:
+    # 14 heads in 2 groups: 7 heads go in one group of 7 or in 7 of one; a group of 7 is the same size.
+    expected = {7: 1, 14: 2}[heads]
+    assert key_value_heads_for(TEACHERS["qwen2-0.5b as llama"], heads) == expected
+    assert expected <= key_value
+
+
+def test_sizes_by_hand() -> None:
+    target = Target(sizes={"hidden_size": 288, "num_attention_heads": 3, "num_hidden_layers": 9})
+    shapes = plan_shapes(TEACHERS["smollm2"], load_recipe("activation"), target)
+    final = shapes[-1]
+    assert (final.hidden_size, final.num_attention_heads, final.num_key_value_heads) == (288, 3, 1)
+    assert [s.num_hidden_layers for s in shapes] == [30, 30, 9]
+
+
+def test_gradual_cuts_end_where_the_last_stage_says() -> None:
+    shapes = plan_shapes(
+        TEACHERS["smollm2"], recipe({"mlp": 0.5}, {"layers": 0.5}, {"mlp": 0.25}), Target()
+    )
+    assert [s.intermediate_size for s in shapes] == [768, 768, 384]
+    assert [s.num_hidden_layers for s in shapes] == [30, 15, 15]
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (Target(sizes={"hidden": 288}), "no size 'hidden'"),
+        (Target(sizes={"hidden_size": 290}), "multiple of num_attention_heads"),
+        (Target(sizes={"num_hidden_layers": 31}), "only removes"),
+        (Target(sizes={"num_attention_heads": 7, "num_key_value_heads": 2}), "7/7"),
+        (Target(nonembedding_parameters=100), "no legal shape"),
+        (Target(nonembedding_parameters=10**6, sizes={"hidden_size": 288}), "not both"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(target: Target, words: str) -> None:
+    with pytest.raises(RecipeError, match=words) as caught:
+        plan_shapes(TEACHERS["smollm2"], load_recipe("activation"), target)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_size_that_no_stage_cuts_is_refused() -> None:
+    with pytest.raises(RecipeError, match="no stage of recipe r cuts hidden_size"):
+        plan_shapes(TEACHERS["smollm2"], recipe({"mlp": 0.5}), Target(sizes={"hidden_size": 288}))

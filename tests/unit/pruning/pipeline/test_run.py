@@ -1,0 +1,171 @@
+"""A whole small run: what resumes, what is reused, what is refused, and what is exported."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_run import RECIPE, TITLES, Silent, recipe, teacher_config, write_dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pruning.checkpoint import load_checkpoint
+from pruning.errors import RunError
+from pruning.export import export
+from pruning.judging import evaluate
+from pruning.pipeline.plan import Target
+from pruning.pipeline.run import PruneConfig, prune, stage_folder
+from pruning.surgery.shape import Shape
+from pruning.teacher.train import train_teacher
+from recommender.artifact import Artifact
+from recommender.dataset import Dataset
+from recommender.errors import InputError
+from recommender.ranker import Ranker
+from recommender.search.frontier import Query
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    write_dataset(folder)
+    train_teacher(folder / "dataset", folder / "teacher", teacher_config(), Silent())
+    prune(folder / "dataset", folder / "teacher", folder / "run", config(), Silent())
+    return folder
+
+
+def config(text: str = RECIPE, **changes: object) -> PruneConfig:
+    return PruneConfig(recipe=recipe(text), **{"validation_rows": 20, **changes})
+
+
+def again(folder: Path, asked: PruneConfig) -> tuple[list[str], object]:
+    reporter = Silent()
+    report = prune(folder / "dataset", folder / "teacher", folder / "run", asked, reporter)
+    return reporter.lines, report
+
+
+def modified(folder: Path) -> dict[str, int]:
+    return {
+        str(path): path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in ("report.json", "histories.json")
+    }
+
+
+def test_stages_leave_what_was_planned(folder: Path) -> None:
+    lines, report = again(folder, config())
+    assert sum("done already" in line for line in lines) == 3
+    assert [stage.shape.hidden_size for stage in report.stages] == [16, 16, 16]
+    assert [stage.shape.intermediate_size for stage in report.stages] == [48, 24, 24]
+    assert [stage.shape.num_hidden_layers for stage in report.stages] == [3, 3, 1]
+    for number, stage in enumerate(report.stages, start=1):
+        model = load_checkpoint(stage_folder(folder / "run", number, stage) / "student").model
+        assert Shape.of(model.config) == stage.shape
+        assert stage.after_restoration.loss < stage.after_cut.loss
+        counted = sum(p.numel() for p in model.parameters())
+        assert counted == stage.shape.total_parameters
+    assert report.test.student.metrics.rows == len(Dataset(folder / "dataset").rows("test"))
+
+
+def test_the_same_command_does_nothing_twice(folder: Path) -> None:
+    before = modified(folder)
+    again(folder, config())
+    assert modified(folder) == before
+
+
+def test_another_last_target_reuses_the_stages_and_scores_before(folder: Path) -> None:
+    before = modified(folder / "run" / "scores") | modified(folder / "run" / "stages")
+    lines, report = again(folder, config(RECIPE.replace("layers = 0.34", "layers = 0.67")))
+    assert [line for line in lines if "done already" in line] == [
+        "stage 1 width: done already",
+        "stage 2 mlp: done already",
+    ]
+    assert report.stages[-1].shape.num_hidden_layers == 2
+    after = modified(folder / "run" / "scores") | modified(folder / "run" / "stages")
+    assert before.items() <= after.items()
+    assert {path for path in after.keys() - before.keys() if "scores" in path} == set()
+    again(folder, config())  # the report is the first recipe's again
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"validation_rows": 5}])
+def test_a_run_folder_belongs_to_its_settings(folder: Path, change: dict[str, int]) -> None:
+    with pytest.raises(RunError, match=f"{next(iter(change))} = "):
+        again(folder, config(**change))
+
+
+def test_a_teacher_of_another_data_set_is_refused(folder: Path, tmp_path: Path) -> None:
+    other = write_dataset(tmp_path, seed=5)
+    with pytest.raises(RunError, match="another data set"):
+        prune(other, folder / "teacher", tmp_path / "run", config(), Silent())
+
+
+def test_a_target_by_parameters(folder: Path, tmp_path: Path) -> None:
+    # Shares that leave too much: the plan goes on to fit the bound.
+    asked = config(target=Target(removed_share=0.9))
+    report = prune(folder / "dataset", folder / "teacher", tmp_path / "run", asked, Silent())
+    assert report.pruned_nonembedding >= 0.9
+
+
+def test_the_artifact_is_the_last_student(folder: Path, tmp_path: Path) -> None:
+    artifact = export(folder / "run", tmp_path / "mine")
+    artifact.verify()
+    assert artifact.manifest.name == "mine"
+    assert [stage.name for stage in artifact.manifest.lineage.stages] == ["width", "mlp", "depth"]
+    judged = evaluate(tmp_path / "mine", folder / "dataset", "test", Silent())
+    assert artifact.manifest.quality is not None
+    assert judged.model.metrics.ndcg10 == artifact.manifest.quality.ndcg10
+    assert evaluate(folder / "run", folder / "dataset", "test", Silent()).model == judged.model
+
+    ranker = Ranker.from_artifact(artifact)
+    for answer in artifact.manifest.reference:
+        history = [ranker.catalogue.index_of(item_id) for item_id in answer.history]
+        query = Query(ranker.prompt(history), len(answer.item_ids))
+        items = ranker.items(ranker.search.rank([query])[0], query)
+        assert tuple(ranker.catalogue.item_ids[item.index] for item in items) == answer.item_ids
+        np.testing.assert_allclose([item.score for item in items], answer.scores, atol=1e-5)
+
+
+def test_transformers_loads_the_artifact_and_gives_its_logits(folder: Path, tmp_path: Path) -> None:
+    export(folder / "run", tmp_path / "mine")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "mine")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "mine")
+    report = json.loads((folder / "run" / "report.json").read_text())
+    last = next((folder / "run" / "stages").glob(f"3-depth-{report['stages'][-1]['key']}"))
+    student = load_checkpoint(last / "student")
+    ids = student.tokenizer.encode(TITLES[3], add_special_tokens=False).ids
+    assert tokenizer.encode(TITLES[3], add_special_tokens=False) == ids
+    with torch.no_grad():
+        tokens = torch.tensor([ids])
+        torch.testing.assert_close(model(tokens).logits, student.model(tokens).logits, atol=0, rtol=0)
+
+
+def test_exporting_again_is_no_work_and_other_content_is_refused(folder: Path, tmp_path: Path) -> None:
+    first = export(folder / "run", tmp_path / "mine")
+    assert export(folder / "run", tmp_path / "mine").digest == first.digest
+    items = tmp_path / "items.csv"
+    items.write_text("item_id,title\n1,Red River\n77,A Wholly New Title\n")
+    with pytest.raises(InputError, match="never overwritten"):
+        export(folder / "run", tmp_path / "mine", items)
+    other = export(folder / "run", tmp_path / "other", items)
+    assert other.load_catalogue().item_ids == ("1", "77")
+    assert other.manifest.quality is None  # it was measured on another catalogue
+
+
+def test_names_and_folders_that_cannot_be(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be an artifact's name"):
+        export(folder / "run", tmp_path / "no spaces")
+    (tmp_path / "unfinished").mkdir()
+    with pytest.raises(RunError, match=r"no report\.json"):
+        export(tmp_path / "unfinished", tmp_path / "mine")
+    with pytest.raises(InputError, match="neither an artifact nor"):
+        evaluate(tmp_path, folder / "dataset", "test", Silent())
+    with pytest.raises(InputError, match="train, valid, test"):
+        evaluate(folder / "run", folder / "dataset", "tests", Silent())
+
+
+def test_a_damaged_manifest_does_not_hide(folder: Path, tmp_path: Path) -> None:
+    export(folder / "run", tmp_path / "mine")
+    weights = tmp_path / "mine" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(InputError, match=r"model\.safetensors is not what the manifest says"):
+        evaluate(tmp_path / "mine", folder / "dataset", "test", Silent())
+    assert Artifact.open(tmp_path / "mine").manifest.name == "mine"

@@ -1,0 +1,150 @@
+"""The loop: it learns, keeps the best, stops, resumes, and clears half-written checkpoints."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from small_run import TITLES, Silent, write_dataset
+from transformers import PreTrainedModel
+
+from pruning.errors import TrainingError
+from pruning.evaluation import ModelValidation, loss_per_title
+from pruning.teacher.scratch import ScratchConfig, base_from_scratch
+from pruning.training.loop import TrainingConfig, fit
+from pruning.training.objective import NextToken
+from pruning.training.windows import UserPacker, Window
+from recommender.dataset import Dataset
+from recommender.prompt import PromptEncoder, PromptTemplate
+
+SHAPE = ScratchConfig(
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    vocab_size=320,
+)
+
+
+class Work:
+    def __init__(self, folder: Path) -> None:
+        dataset = Dataset(write_dataset(folder))
+        base = base_from_scratch(SHAPE, TITLES, PromptTemplate())
+        encoder = PromptEncoder(PromptTemplate(), base.tokenizer)
+        self.windows = UserPacker(encoder, TITLES).training(dataset)
+        self.validation = ModelValidation(dataset, encoder, 20, seed=0)
+
+    def model(self) -> PreTrainedModel:
+        return base_from_scratch(SHAPE, TITLES, PromptTemplate()).model
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    return Work(tmp_path_factory.mktemp("work"))
+
+
+def config(**changes: object) -> TrainingConfig:
+    return TrainingConfig(**{"epochs": 3, "learning_rate": 5e-3, "tokens_per_batch": 1024, **changes})
+
+
+def test_it_learns_and_leaves_the_best_weights(work: Work, tmp_path: Path) -> None:
+    model = work.model()
+    before = loss_per_title(model, work.validation.windows)
+    result = fit(model, work.windows, NextToken(), work.validation, config(), tmp_path, Silent())
+    losses = [validation.figures["loss"] for validation in result.validations]
+    assert len(losses) == 3
+    assert min(losses) < before
+    assert result.best.figures["loss"] == min(losses)
+    assert loss_per_title(model, work.validation.windows) == pytest.approx(min(losses), rel=1e-6)
+
+
+def test_it_stops_when_nothing_gains(work: Work, tmp_path: Path) -> None:
+    losses = itertools.chain([3.0, 2.0], itertools.repeat(2.5))
+    hits = itertools.chain([0.1, 0.1, 0.2], itertools.repeat(0.15))
+
+    def validate(_: PreTrainedModel) -> dict[str, float]:
+        return {"loss": next(losses), "hr10": next(hits)}
+
+    asked = config(epochs=9, patience=2)
+    result = fit(work.model(), work.windows, NextToken(), validate, asked, tmp_path, Silent())
+    # The last gain is HR@10's at the third validation; two more without one end it.
+    assert len(result.validations) == 5
+    assert result.best_step == result.validations[1].step
+
+
+def test_hr10_chooses_when_asked(work: Work, tmp_path: Path) -> None:
+    figures = iter([(3.0, 0.1), (2.0, 0.3), (1.0, 0.2)])
+
+    def validate(_: PreTrainedModel) -> dict[str, float]:
+        return dict(zip(("loss", "hr10"), next(figures), strict=True))
+
+    asked = config(best_by="hr10")
+    result = fit(work.model(), work.windows, NextToken(), validate, asked, tmp_path, Silent())
+    assert result.best.figures == {"loss": 2.0, "hr10": 0.3}
+
+
+def test_only_best_and_newest_checkpoints_stay_and_curves_are_logged(work: Work, tmp_path: Path) -> None:
+    losses = iter([1.0, 2.0, 3.0, 4.0])
+    validate = lambda _: {"loss": next(losses)}  # noqa: E731
+    asked = config(epochs=4, patience=9)
+    result = fit(work.model(), work.windows, NextToken(), validate, asked, tmp_path, Silent())
+    kept = {int(path.name.rpartition("-")[2]) for path in tmp_path.glob("checkpoint-*")}
+    assert kept == {result.best_step, result.steps}
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+class Interruption(Exception):
+    """Stands for whatever ends a process; the kills themselves are in the integration tests."""
+
+
+def test_a_resumed_training_ends_where_an_uninterrupted_one_does(work: Work, tmp_path: Path) -> None:
+    whole = work.model()
+    expected = fit(whole, work.windows, NextToken(), work.validation, config(), tmp_path / "a", Silent())
+
+    count = itertools.count()
+
+    def interrupted(model: PreTrainedModel) -> dict[str, float]:
+        if next(count) == 2:
+            raise Interruption
+        return work.validation(model)
+
+    with pytest.raises(Interruption):
+        fit(work.model(), work.windows, NextToken(), interrupted, config(), tmp_path / "b", Silent())
+    half = tmp_path / "b" / f"checkpoint-{10**6}"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half a")
+    model = work.model()
+    resumed = fit(model, work.windows, NextToken(), work.validation, config(), tmp_path / "b", Silent())
+    assert not half.exists()
+    assert resumed.steps == expected.steps
+    assert [v.step for v in resumed.validations] == [v.step for v in expected.validations]
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, whole.state_dict()[name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_ends_it_with_the_step(work: Work, tmp_path: Path) -> None:
+    def exploding(logits_PV: torch.Tensor, batch: object) -> torch.Tensor:
+        return logits_PV.sum() * float("nan")
+
+    with pytest.raises(TrainingError, match="nan at step 1; lower the learning rate"):
+        fit(work.model(), work.windows, exploding, work.validation, config(), tmp_path, Silent())
+
+
+def test_nothing_to_train_on(work: Work, tmp_path: Path) -> None:
+    none: list[Window] = []
+    with pytest.raises(TrainingError, match="no interaction"):
+        fit(work.model(), none, NextToken(), work.validation, config(), tmp_path, Silent())
+
+
+def test_loss_per_title_by_hand(work: Work) -> None:
+    model = work.model()
+    windows = work.validation.windows[:7]
+    nats, titles = 0.0, 0
+    for window in windows:
+        with torch.no_grad():
+            log_probs = model(torch.tensor([window.tokens])).logits[0].log_softmax(-1)
+        for begin, end in zip(window.target_from, window.target_to, strict=True):
+            titles += 1
+            nats -= sum(log_probs[at - 1, window.tokens[at]].item() for at in range(begin, end))
+    assert loss_per_title(model, windows) == pytest.approx(nats / titles, rel=1e-5)
