@@ -94,7 +94,7 @@ def test_only_best_and_newest_checkpoints_stay_and_curves_are_logged(work: Work,
     assert list(tmp_path.rglob("events.out.tfevents*"))
 
 
-class Interruption(Exception):
+class InterruptionError(Exception):
     """Stands for whatever ends a process; the kills themselves are in the integration tests."""
 
 
@@ -106,10 +106,10 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(work: Work, tmp
 
     def interrupted(model: PreTrainedModel) -> dict[str, float]:
         if next(count) == 2:
-            raise Interruption
+            raise InterruptionError
         return work.validation(model)
 
-    with pytest.raises(Interruption):
+    with pytest.raises(InterruptionError):
         fit(work.model(), work.windows, NextToken(), interrupted, config(), tmp_path / "b", Silent())
     half = tmp_path / "b" / f"checkpoint-{10**6}"
     half.mkdir()
