@@ -1,9 +1,13 @@
+import shutil
+import subprocess
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
+from recommender.artifact import Artifact
 from service.metrics import Metrics
 
 
@@ -38,6 +42,13 @@ async def test_everything_designed_is_there(scraped: dict[str, Any]) -> None:
         "espalier_prompt_tokens_cached_total",
         "espalier_decode_steps_total",
         "espalier_model_parameters",
+        "espalier_checkpoint_info",
+        "espalier_build_info",
+        "espalier_generation",
+        "espalier_swaps_total",
+        "espalier_swap_duration_seconds_bucket",
+        "espalier_checkpoint_fallback",
+        "espalier_memory_limit_bytes",
         "espalier_memory_bytes",
         "espalier_history_operations_total",
         "espalier_redis_up",
@@ -62,5 +73,38 @@ async def test_labels_name_neither_users_nor_items(scraped: dict[str, Any]) -> N
     labels = {label for _, *pairs in scraped for label, _ in pairs}
     assert labels <= {
         "route", "status", "stage", "le", "reason", "strategy", "degraded", "operation", "outcome",
-        "part", "kind",
+        "part", "kind", "state", "name", "digest", "version", "python",
     }  # fmt: skip
+
+
+async def test_a_checkpoints_name_is_on_one_metric_and_ends_with_it(
+    client: httpx.AsyncClient, served_artifact: Artifact
+) -> None:
+    name, _, digest = served_artifact.identity.partition("@")
+    line = f'espalier_checkpoint_info{{digest="{digest}",name="{name}"}} 1.0'
+    named = [line for line in (await client.get("/metrics")).text.splitlines() if f'"{name}"' in line]
+    assert named == [line]
+    app: FastAPI = client.app  # type: ignore[attr-defined]
+    await app.state.services.models.replace(None)
+    assert name not in (await client.get("/metrics")).text
+
+
+async def test_strange_paths_share_one_label(client: httpx.AsyncClient) -> None:
+    for path in ("/nope", "/users/ann/history", "/users/bob/history", "/.env"):
+        await client.get(path)
+    metrics = (await client.get("/metrics")).text
+    assert 'route="unmatched",status="404"} 2.0' in metrics
+    assert 'route="/users/{user_id}/history",status="503"} 2.0' in metrics
+
+
+@pytest.mark.prometheus
+async def test_promtool_finds_nothing_to_say(client: httpx.AsyncClient) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian's package prometheus has it)")
+    await client.post("/recommend", json={"history": ["g1"]})
+    text = (await client.get("/metrics")).text
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
