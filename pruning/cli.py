@@ -145,8 +145,8 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Prune a teacher in stages, restoring it by distillation after each."""
-    from pruning.pipeline.recipe import load_recipe
     from pruning.pipeline.plan import Target
+    from pruning.pipeline.recipe import load_recipe
     from pruning.pipeline.run import PruneConfig, prune
     from pruning.progress import console_reporter
     from pruning.tables import stage_table, test_table

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 15
 
 Counter = Callable[[int, int], None]
 """Told how many of how many steps are done."""
@@ -26,7 +29,7 @@ class Reporter(Protocol):
 
 
 class ConsoleReporter:
-    """Lines, and a live bar where somebody watches; in a log, a line every tenth of the way."""
+    """Lines, and a live bar where somebody watches; in a log, a line now and then and at the end."""
 
     def __init__(self, console: Console, progress: Progress | None) -> None:
         self._console = console
@@ -51,13 +54,14 @@ class ConsoleReporter:
         return count
 
     def _lines(self, title: str) -> Counter:
-        tenths = 0
+        begun = said = time.monotonic()
 
         def count(done: int, total: int) -> None:
-            nonlocal tenths
-            reached = 10 * done // max(1, total)
-            if reached > tenths:
-                tenths = reached
+            nonlocal said
+            now = time.monotonic()
+            long_work = now - begun > _SECONDS_BETWEEN_LINES
+            if now - said > _SECONDS_BETWEEN_LINES or (done >= total and long_work):
+                said = now
                 self.say(f"{title}: {done:,} of {total:,}")
 
         return count

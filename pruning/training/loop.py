@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from pruning.errors import TrainingError
+from pruning.models import quiet_transformers
 from pruning.progress import Reporter
 from pruning.training.batches import Batch, TokenBudgetSampler, WindowIndices, collate
 from pruning.training.objective import Objective
@@ -128,7 +129,8 @@ def fit(
     )
     trainer.remove_callback(PrinterCallback)  # it writes to standard output, which is the user's
     last = _last_whole_checkpoint(folder)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    with quiet_transformers():  # or each checkpoint draws a bar of its own
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
     state = trainer.state
     if state.best_global_step is None:
         raise TrainingError(f"{folder}: the training ended before its first validation")

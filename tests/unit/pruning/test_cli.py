@@ -1,0 +1,129 @@
+"""The command line as a process: exit codes, one-line errors, and what goes to which stream."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_run import write_dataset, write_source
+
+
+def espalier(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "espalier", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_help_lists_every_command() -> None:
+    done = espalier("--help")
+    assert done.returncode == 0
+    for name in ("prepare", "train", "prune", "export", "evaluate", "report", "serve", "histories", "demo"):
+        assert name in done.stdout
+
+
+def test_prepare_speaks_json_on_stdout_and_progress_on_stderr(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    done = espalier("prepare", source, "--out", tmp_path / "dataset", "--json")
+    assert done.returncode == 0, done.stderr
+    card = json.loads(done.stdout)
+    assert card["users"] == 40
+    assert "reading items.csv" in done.stderr
+    assert (tmp_path / "dataset" / "dataset.json").is_file()
+
+
+def test_a_table_is_for_people(tmp_path: Path) -> None:
+    done = espalier("prepare", write_source(tmp_path / "source"), "--out", tmp_path / "dataset")
+    assert done.returncode == 0, done.stderr
+    assert "interactions" in done.stdout
+
+
+def _bad_source(folder: Path) -> list[str | Path]:
+    source = write_source(folder / "source")
+    with (source / "interactions.csv").open("a") as file:
+        file.write("u1,0,yesterday\n")
+    return ["prepare", source, "--out", folder / "dataset"]
+
+
+def _unknown_base(folder: Path) -> list[str | Path]:
+    return ["train", write_dataset(folder), "--out", folder / "teacher", "--base", folder / "nothing"]
+
+
+def _shape_of_a_base(folder: Path) -> list[str | Path]:
+    return ["train", folder, "--out", folder / "t", "--base", folder, "--shape", "hidden_size=8"]
+
+
+def _bad_shape(folder: Path) -> list[str | Path]:
+    return ["train", folder, "--out", folder / "t", "--shape", "hidden_size"]
+
+
+def _illegal_shape(folder: Path) -> list[str | Path]:
+    return ["train", folder, "--out", folder / "t", "--shape", "hidden_size=10"]
+
+
+def _no_dataset(folder: Path) -> list[str | Path]:
+    return ["prune", folder, folder, "--out", folder / "run"]
+
+
+def _no_teacher(folder: Path) -> list[str | Path]:
+    return ["prune", write_dataset(folder), folder / "t", "--out", folder / "run"]
+
+
+def _no_recipe(folder: Path) -> list[str | Path]:
+    return ["prune", folder, folder, "--out", folder / "run", "--recipe", "nothing"]
+
+
+def _no_run(folder: Path) -> list[str | Path]:
+    return ["report", folder]
+
+
+def _foreign_folder(folder: Path) -> list[str | Path]:
+    (folder / "full").mkdir()
+    (folder / "full" / "letter.txt").write_text("dear")
+    return ["train", write_dataset(folder), "--out", folder / "full"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (_bad_source, "yesterday"),
+        (_unknown_base, "nothing"),
+        (_shape_of_a_base, "--base scratch only"),
+        (_bad_shape, "KEY=NUMBER"),
+        (_illegal_shape, "multiple of num_attention_heads"),
+        (_no_dataset, "no dataset.json here"),
+        (_no_teacher, "no finished teacher"),
+        (_no_recipe, "no recipe 'nothing'"),
+        (_no_run, "no report.json"),
+        (_foreign_folder, "not empty and no run of ours"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_2(tmp_path: Path, arguments, words: str) -> None:
+    done = espalier(*arguments(tmp_path))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("espalier: ")
+    assert words in last
+    assert "Traceback" not in done.stderr
+
+
+def test_wrong_use_is_exit_2() -> None:
+    assert espalier("train").returncode == 2
+    assert espalier("prepare", "x", "--out", "y", "--history", "0").returncode == 2
+
+
+def test_a_teacher_below_popularity_is_told_loudly(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path)
+    small = ("hidden_size=8", "intermediate_size=8", "num_hidden_layers=1", "num_attention_heads=1")
+    sizes = [part for size in (*small, "num_key_value_heads=1") for part in ("--shape", size)]
+    done = espalier("train", dataset, "--out", tmp_path / "t", *sizes, "--max-steps", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["gain_ndcg10"]["low"] <= 1
+    assert "WARNING: this teacher is not better than popularity" in done.stderr
+    again = espalier("train", dataset, "--out", tmp_path / "t", *sizes, "--max-steps", "1", "--json")
+    assert json.loads(again.stdout) == record
+    assert "trained already" in again.stderr
+    other = espalier("train", dataset, "--out", tmp_path / "t", *sizes, "--max-steps", "2")
+    assert other.returncode == 2
+    assert "config.training.max_steps = 1, and now it is 2" in other.stderr
