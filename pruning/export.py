@@ -21,10 +21,9 @@ from pruning.pipeline.run import (
     CATALOGUE_FILE,
     HISTORIES_FILE,
     REPORT_FILE,
-    STUDENT_FOLDER,
     ReferenceHistories,
-    stage_folder,
 )
+from pruning.pipeline.stage import STUDENT_FOLDER, stage_folder
 from recommender.artifact import (
     Artifact,
     Description,

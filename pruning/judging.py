@@ -13,7 +13,8 @@ from pruning.evaluation import RankingTask, lean_transformer
 from pruning.export import read_report
 from pruning.pipeline.quality import contender
 from pruning.pipeline.results import Contender
-from pruning.pipeline.run import REPORT_FILE, STUDENT_FOLDER, stage_folder
+from pruning.pipeline.run import REPORT_FILE
+from pruning.pipeline.stage import STUDENT_FOLDER, stage_folder
 from pruning.progress import Reporter
 from pruning.teacher.folder import MODEL_FOLDER, RECORD_FILE
 from recommender.artifact import MANIFEST, Artifact

@@ -14,7 +14,8 @@ from pruning.errors import RunError
 from pruning.export import export
 from pruning.judging import evaluate
 from pruning.pipeline.plan import Target
-from pruning.pipeline.run import PruneConfig, prune, stage_folder
+from pruning.pipeline.run import PruneConfig, prune
+from pruning.pipeline.stage import stage_folder
 from pruning.surgery.shape import Shape
 from pruning.teacher.train import train_teacher
 from recommender.artifact import Artifact
