@@ -57,7 +57,10 @@ def test_popularity_ranks_titles_by_their_best_item(base) -> None:
     )
     encoder = PromptEncoder(PromptTemplate(), base.tokenizer)
     rows = Rows(
-        tuple("uuuuu"), tuple(() for _ in range(5)), np.arange(5, dtype=np.int32), np.arange(5, dtype=np.int64)
+        tuple("uuuuu"),
+        tuple(() for _ in range(5)),
+        np.arange(5, dtype=np.int32),
+        np.arange(5, dtype=np.int64),
     )
     # Both Red Rivers rank by the more popular one; equals stand in catalogue order.
     assert RankingTask(catalogue, encoder, rows).popularity_ranks().tolist() == [1, 2, 1, 3, 4]
