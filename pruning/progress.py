@@ -24,7 +24,7 @@ class Reporter(Protocol):
         ...
 
     def counter(self, title: str) -> Counter:
-        """A count that moves; it is finished when done equals all."""
+        """A count that moves; it is finished when done equals all, and may then begin again."""
         ...
 
 
@@ -47,8 +47,11 @@ class ConsoleReporter:
         task = progress.add_task(title, total=None)
 
         def count(done: int, total: int) -> None:
+            nonlocal task
+            if task not in progress.task_ids:  # it was finished, and begins again
+                task = progress.add_task(title, total=None)
             progress.update(task, completed=done, total=total)
-            if done >= total and task in progress.task_ids:
+            if done >= total:
                 progress.remove_task(task)
 
         return count

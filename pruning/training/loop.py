@@ -24,8 +24,6 @@ from transformers import (
     PreTrainedModel,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
     TrainerState,
     TrainingArguments,
 )
@@ -34,6 +32,7 @@ from pruning.errors import TrainingError
 from pruning.models import quiet_transformers
 from pruning.progress import Reporter
 from pruning.training.batches import Batch, TokenBudgetSampler, WindowIndices, collate
+from pruning.training.callbacks import Report, StopWhenStale
 from pruning.training.objective import Objective
 from pruning.training.windows import Window
 from recommender.storage import write_file
@@ -125,7 +124,7 @@ def fit(
         validate=validate,
         model=model,
         args=_arguments(config, folder, int(steps), min(interval, int(steps))),
-        callbacks=[_StopWhenStale(config.patience), _Report(reporter)],
+        callbacks=[StopWhenStale(config.patience), Report(reporter)],
     )
     trainer.remove_callback(PrinterCallback)  # it writes to standard output, which is the user's
     last = _last_whole_checkpoint(folder)
@@ -205,60 +204,6 @@ class _WindowTrainer(Trainer):
         for checkpoint in folder.glob("checkpoint-*"):
             if _step_of(checkpoint) not in kept:
                 _remove(checkpoint)
-
-
-class _StopWhenStale(TrainerCallback):
-    """Stops when neither loss nor HR@10 has improved for `patience` validations."""
-
-    def __init__(self, patience: int) -> None:
-        self._patience = patience
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,  # noqa: ARG002 - the Trainer's signature
-        state: TrainerState,
-        control: TrainerControl,
-        **_: Any,
-    ) -> None:
-        history = [entry for entry in state.log_history if "eval_loss" in entry]
-        losses = [entry["eval_loss"] for entry in history]
-        newest_gain = losses.index(min(losses))
-        hits = [entry["eval_hr10"] for entry in history if "eval_hr10" in entry]
-        if hits:
-            newest_gain = max(newest_gain, hits.index(max(hits)))
-        if len(history) - 1 - newest_gain >= self._patience:
-            control.should_training_stop = True
-
-
-class _Report(TrainerCallback):
-    """Hands steps and validations to whoever is watching."""
-
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
-        self._count = reporter.counter("training")
-
-    def on_step_end(
-        self,
-        args: TrainingArguments,  # noqa: ARG002 - the Trainer's signature
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
-        **_: Any,
-    ) -> None:
-        self._count(state.global_step, state.max_steps)
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,  # noqa: ARG002 - the Trainer's signature
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
-        **_: Any,
-    ) -> None:
-        entry = state.log_history[-1]
-        hits = f", HR@10 {entry['eval_hr10']:.4f}" if "eval_hr10" in entry else ""
-        self._reporter.say(
-            f"step {state.global_step}/{state.max_steps}, epoch {entry['epoch']:.2f}: "
-            f"validation {entry['eval_loss']:.3f} nats per title{hits}"
-        )
 
 
 def _arguments(config: TrainingConfig, folder: Path, steps: int, interval: int) -> TrainingArguments:

@@ -1,6 +1,5 @@
 """Ranks over the whole catalogue, against a plain list of every title's score."""
 
-from pathlib import Path
 
 import numpy as np
 import pytest

@@ -1,0 +1,63 @@
+"""What watches a training: the rule that ends it early, and the one who reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from pruning.progress import Reporter
+
+
+class StopWhenStale(TrainerCallback):
+    """Stops when neither loss nor HR@10 has improved for `patience` validations."""
+
+    def __init__(self, patience: int) -> None:
+        self._patience = patience
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - the Trainer's signature
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        history = [entry for entry in state.log_history if "eval_loss" in entry]
+        losses = [entry["eval_loss"] for entry in history]
+        newest_gain = losses.index(min(losses))
+        hits = [entry["eval_hr10"] for entry in history if "eval_hr10" in entry]
+        if hits:
+            newest_gain = max(newest_gain, hits.index(max(hits)))
+        if len(history) - 1 - newest_gain >= self._patience:
+            control.should_training_stop = True
+
+
+class Report(TrainerCallback):
+    """Hands steps and validations to whoever is watching."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._count = reporter.counter("training")
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - the Trainer's signature
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **_: Any,
+    ) -> None:
+        self._count(state.global_step, state.max_steps)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - the Trainer's signature
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **_: Any,
+    ) -> None:
+        entry = state.log_history[-1]
+        hits = f", HR@10 {entry['eval_hr10']:.4f}" if "eval_hr10" in entry else ""
+        self._reporter.say(
+            f"step {state.global_step}/{state.max_steps}, epoch {entry['epoch']:.2f}: "
+            f"validation {entry['eval_loss']:.3f} nats per title{hits}"
+        )
