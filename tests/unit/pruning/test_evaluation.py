@@ -1,6 +1,5 @@
 """Ranks over the whole catalogue, against a plain list of every title's score."""
 
-
 import numpy as np
 import pytest
 import torch
