@@ -30,18 +30,33 @@ class Calibration(_Part):
     windows: Annotated[int, Field(ge=1)] = 64
 
 
+class Repair(_Part):
+    """Refit what writes to the residual stream after the cut (`pruning/repair.py`).
+
+    Attributes:
+        ridge: how strongly the fit holds on to the cut weights.
+    """
+
+    ridge: Annotated[float, Field(gt=0)] = 0.01
+
+
 class Stage(_Part):
     """One cut and its restoration.
 
     Attributes:
         keep: for each axis that is cut, which share of the *teacher's* size is left. The plan
             rounds it to a legal size.
-        importance: the family of scores that says what goes.
+        importance: the family of scores that says what goes; `random` is a control.
+        repair: refit in closed form before the restoration; None: leave the cut as it is.
+        weights: `drawn` throws the cut weights away and starts from random ones of the same shape:
+            the control that shows what is inherited.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
     keep: Annotated[dict[Axis, Share], Field(min_length=1)]
-    importance: Literal["paper", "activation"]
+    importance: Literal["paper", "activation", "random"]
+    repair: Repair | None = None
+    weights: Literal["inherited", "drawn"] = "inherited"
     distillation: DistillationConfig = DistillationConfig()
     training: TrainingConfig
 

@@ -31,12 +31,14 @@ from pruning.evaluation import ModelValidation
 from pruning.importance.activation import ActivationImportance
 from pruning.importance.calibration import CalibrationBatch
 from pruning.importance.paper import PaperImportance
+from pruning.importance.random_choice import RandomImportance
 from pruning.importance.scores import Axis, ImportanceMethod, Scores, load_scores, save_scores
 from pruning.importance.selection import select
 from pruning.pipeline.recipe import Recipe, Stage
 from pruning.pipeline.results import Figures, StageResult
 from pruning.progress import Reporter
-from pruning.surgery.adapter import CausalModel
+from pruning.repair import repair
+from pruning.surgery.adapter import CausalModel, redrawn
 from pruning.surgery.retained import Cut
 from pruning.surgery.shape import Shape
 from pruning.surgery.slicing import apply_cut
@@ -45,9 +47,6 @@ from pruning.training.windows import Window
 from recommender.storage import new_directory, write_file
 
 STUDENT_FOLDER = "student"
-_METHODS: dict[str, ImportanceMethod] = {
-    method.name: method for method in (PaperImportance(), ActivationImportance())
-}
 _RecordT = TypeVar("_RecordT", bound=BaseModel)
 
 
@@ -99,7 +98,7 @@ def run_stage(
             _scores(bench, recipe, stage, shape, student, before), Shape.of(student.config), shape
         ),
     )
-    student = apply_cut(student, cut)
+    student = _cut_student(bench, stage, student, cut)
     assert Shape.of(student.config) == shape
     after_cut = kept(folder / "after_cut.json", Figures, lambda: bench.figures(student))
     bench.reporter.say(
@@ -125,10 +124,29 @@ def run_stage(
     return result, student, key
 
 
+def _cut_student(bench: Bench, stage: Stage, before: CausalModel, cut: Cut) -> CausalModel:
+    after = apply_cut(before, cut)
+    if stage.weights == "drawn":
+        return redrawn(after, bench.seed)
+    if stage.repair is not None:
+        counter = bench.reporter.counter("repairing")
+        repair(before, after, cut, bench.calibration, stage.repair.ridge, counter)
+    return after
+
+
+def _method(name: str, seed: int) -> ImportanceMethod:
+    methods: tuple[ImportanceMethod, ...] = (
+        PaperImportance(),
+        ActivationImportance(),
+        RandomImportance(seed),
+    )
+    return next(method for method in methods if method.name == name)
+
+
 def _scores(
     bench: Bench, recipe: Recipe, stage: Stage, target: Shape, student: CausalModel, before: str
 ) -> dict[Axis, Scores]:
-    method = _METHODS[stage.importance]
+    method = _method(stage.importance, bench.seed)
     files: dict[Axis, Path] = {}
     for axis in stage.keep:
         depends = digest(before, recipe.calibration.model_dump(), method.parameters(axis, target))

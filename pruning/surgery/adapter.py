@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, TypeAlias, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -170,6 +171,23 @@ def check_supported(model: CausalModel) -> None:
         )
     for name in model.state_dict():
         locate(name)
+
+
+def redrawn(model: CausalModel, seed: int) -> CausalModel:
+    """A model of the same configuration with freshly drawn weights, the same for the same seed.
+
+    The global random generator stays as it was.
+    """
+    make = cast(Callable[..., CausalModel], AutoModelForCausalLM.from_config)  # it has no types
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = make(
+            copy.deepcopy(model.config),
+            dtype=model.dtype,
+            attn_implementation=model.config._attn_implementation,
+        )
+    fresh.train(model.training)
+    return fresh
 
 
 def build(config: PretrainedConfig, tensors: Mapping[str, Tensor], like: CausalModel) -> CausalModel:
