@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -82,7 +83,7 @@ def demo(
         console.print(f"Done in {minutes:.1f} minutes.")
         if serve:
             console.print(f"Serving at {url} (its API: {url}/docs); Ctrl-C ends it.")
-            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+            _wait_for_the_end()
 
 
 def _teacher_config() -> Any:
@@ -126,6 +127,14 @@ def _served(port: int) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait()
+
+
+def _wait_for_the_end() -> None:
+    """Returns on Ctrl-C, and on SIGTERM, so that the service is never left behind."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()
 
 
 def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
