@@ -63,7 +63,7 @@ def demo(
         reporter.say("2/5 teacher: a small Llama from scratch")
         teacher = train_teacher(_WORK / "dataset", _WORK / "teacher", _teacher_config(), reporter)
         if not teacher.beats_popularity:
-            reporter.say("WARNING: this teacher is not better than popularity on the validation rows")
+            reporter.say("WARNING: this teacher is not better than popularity beyond chance")
 
         reporter.say("3/5 pruning in three stages")
         config = PruneConfig(recipe=load_recipe("demo"))

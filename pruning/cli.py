@@ -116,7 +116,7 @@ def train(
         record = train_teacher(dataset, out, config, reporter)
         if not record.beats_popularity:
             reporter.say(
-                "WARNING: this teacher is not better than popularity on the validation rows "
+                "WARNING: this teacher is not better than popularity beyond chance on the validation rows "
                 f"(NDCG@10 {record.quality.ndcg10:.4f} against {record.popularity.ndcg10:.4f}); "
                 "nothing pruned from it is worth serving. Train longer, or on more data."
             )
