@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -22,14 +23,21 @@ class StopWhenStale(TrainerCallback):
         control: TrainerControl,
         **_: Any,
     ) -> None:
-        history = [entry for entry in state.log_history if "eval_loss" in entry]
-        losses = [entry["eval_loss"] for entry in history]
-        newest_gain = losses.index(min(losses))
-        hits = [entry["eval_hr10"] for entry in history if "eval_hr10" in entry]
-        if hits:
-            newest_gain = max(newest_gain, hits.index(max(hits)))
-        if len(history) - 1 - newest_gain >= self._patience:
+        if is_stale(state.log_history, self._patience):
             control.should_training_stop = True
+
+
+def is_stale(log_history: Sequence[dict[str, float]], patience: int) -> bool:
+    """Whether the last `patience` validations of the log improved neither loss nor HR@10."""
+    history = [entry for entry in log_history if "eval_loss" in entry]
+    if not history:
+        return False
+    losses = [entry["eval_loss"] for entry in history]
+    newest_gain = losses.index(min(losses))
+    hits = [entry["eval_hr10"] for entry in history if "eval_hr10" in entry]
+    if hits:
+        newest_gain = max(newest_gain, hits.index(max(hits)))
+    return len(history) - 1 - newest_gain >= patience
 
 
 class Report(TrainerCallback):
@@ -61,3 +69,13 @@ class Report(TrainerCallback):
             f"step {state.global_step}/{state.max_steps}, epoch {entry['epoch']:.2f}: "
             f"validation {entry['eval_loss']:.3f} nats per title{hits}"
         )
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - the Trainer's signature
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **_: Any,
+    ) -> None:
+        if state.global_step < state.max_steps:  # it ended early: what was done is all there is
+            self._count(state.global_step, state.global_step)

@@ -27,12 +27,13 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 
 from pruning.errors import TrainingError
 from pruning.models import quiet_transformers
 from pruning.progress import Reporter
 from pruning.training.batches import Batch, TokenBudgetSampler, WindowIndices, collate
-from pruning.training.callbacks import Report, StopWhenStale
+from pruning.training.callbacks import Report, StopWhenStale, is_stale
 from pruning.training.objective import Objective
 from pruning.training.windows import Window
 from recommender.storage import write_file
@@ -50,7 +51,7 @@ class TrainingConfig(BaseModel):
         tokens_per_batch: padded tokens of a step.
         learning_rate: the peak of a cosine schedule with a linear warm-up over `warmup` of the steps.
         patience: stop after this many validations in a row that improve nothing.
-        validations: how often an epoch is interrupted to validate and save, its end included.
+        validations: how often in an epoch to validate and save; the last step always is.
         best_by: which validation figure chooses the checkpoint that is kept.
         max_steps: stop here whatever the epochs say (for a short try).
     """
@@ -128,11 +129,13 @@ def fit(
     )
     trainer.remove_callback(PrinterCallback)  # it writes to standard output, which is the user's
     last = _last_whole_checkpoint(folder)
-    with quiet_transformers():  # or each checkpoint draws a bar of its own
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
-    state = trainer.state
-    if state.best_global_step is None:
-        raise TrainingError(f"{folder}: the training ended before its first validation")
+    state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME)) if last else None
+    # The Trainer forgets that it had stopped, and would train on.
+    if state is None or not (state.global_step >= steps or is_stale(state.log_history, config.patience)):
+        with quiet_transformers():  # or each checkpoint draws a bar of its own
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        state = trainer.state
+    assert state.best_global_step is not None  # the last step is validated whatever the interval
     best = folder / f"checkpoint-{state.best_global_step}"
     _load_weights(model, best)
     return FitResult(
@@ -188,6 +191,11 @@ class _WindowTrainer(Trainer):
         assert isinstance(self.model, PreTrainedModel)
         self.model.eval()
         figures = {f"eval_{name}": value for name, value in self._validate(self.model).items()}
+        if not math.isfinite(figures["eval_loss"]):
+            raise TrainingError(
+                f"the validation loss is {figures['eval_loss']} at step {self.state.global_step}; "
+                "lower the learning rate"
+            )
         self.log(figures)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
         return figures

@@ -148,3 +148,31 @@ def test_loss_per_title_by_hand(work: Work) -> None:
             titles += 1
             nats -= sum(log_probs[at - 1, window.tokens[at]].item() for at in range(begin, end))
     assert loss_per_title(model, windows) == pytest.approx(nats / titles, rel=1e-5)
+
+
+def test_a_training_that_had_stopped_early_does_not_go_on(work: Work, tmp_path: Path) -> None:
+    losses = itertools.chain([2.0], itertools.repeat(2.5))
+    validate = lambda _: {"loss": next(losses)}  # noqa: E731
+    asked = config(epochs=9, patience=2)
+    first = work.model()
+    stopped = fit(first, work.windows, NextToken(), validate, asked, tmp_path, Silent())
+    assert len(stopped.validations) == 3
+    model = work.model()
+    assert fit(model, work.windows, NextToken(), validate, asked, tmp_path, Silent()) == stopped
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, first.state_dict()[name], atol=0, rtol=0)
+
+
+def test_the_last_step_is_validated_whatever_the_interval(work: Work, tmp_path: Path) -> None:
+    whole = fit(
+        work.model(), work.windows, NextToken(), work.validation, config(), tmp_path / "a", Silent()
+    )
+    asked = config(max_steps=whole.steps // 3 + 1)
+    short = fit(work.model(), work.windows, NextToken(), work.validation, asked, tmp_path / "b", Silent())
+    assert [v.step for v in short.validations] == [whole.steps // 3, whole.steps // 3 + 1]
+
+
+def test_a_validation_loss_that_is_not_finite_ends_it(work: Work, tmp_path: Path) -> None:
+    validate = lambda _: {"loss": float("nan")}  # noqa: E731
+    with pytest.raises(TrainingError, match="validation loss is nan at step"):
+        fit(work.model(), work.windows, NextToken(), validate, config(), tmp_path, Silent())
