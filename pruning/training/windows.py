@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recommender.dataset import Dataset, Split, UserSequence
-from recommender.prompt import PromptEncoder, PromptTemplate
+from recommender.prompt import PromptEncoder
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,6 @@ class UserPacker:
                 ends.append(len(tokens) + len(title))
             tokens.extend(title)
         return Window(tuple(tokens), tuple(begins), tuple(ends))
-
-
-def longest_prompt(template: PromptTemplate, instruction_tokens: int, longest_title: int) -> int:
-    """Tokens of the longest window: `max_items` titles of context and one to predict."""
-    return instruction_tokens + (template.max_items + 1) * longest_title
 
 
 def _positions(user: UserSequence, split: Split) -> list[int]:
