@@ -8,17 +8,21 @@ Shapes: R rows, U users, S bootstrap samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 Float64Array = npt.NDArray[np.float64]
 RankArray = npt.NDArray[np.int32]
 
 DEPTH = 20
 """The longest list that a metric looks at."""
+
+_Figure = Annotated[float, BeforeValidator(lambda figure: math.nan if figure is None else figure)]
 
 
 class Metrics(BaseModel):
@@ -44,13 +48,16 @@ class Metrics(BaseModel):
 
 
 class Interval(BaseModel):
-    """A value and the bounds between which 95 % of its bootstrap samples lie."""
+    """A value and the bounds between which 95 % of its bootstrap samples lie.
+
+    A ratio over nothing is not defined: it is `nan` here, and null in JSON, which has no such number.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    value: float
-    low: float
-    high: float
+    value: _Figure
+    low: _Figure
+    high: _Figure
 
 
 def hits(ranks_R: RankArray, k: int) -> Float64Array:

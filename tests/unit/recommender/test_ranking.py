@@ -1,9 +1,10 @@
+import json
 import math
 
 import numpy as np
 import pytest
 
-from recommender.ranking import Metrics, UserBootstrap, gains, hits
+from recommender.ranking import Interval, Metrics, UserBootstrap, gains, hits
 
 # Places 1, 3, out of reach, 11, 5 and beyond the longest list.
 RANKS = np.array([1, 3, 0, 11, 5, 21], np.int32)
@@ -105,3 +106,10 @@ def test_the_same_seed_draws_the_same_users() -> None:
 def test_no_rows() -> None:
     interval = UserBootstrap([], samples=10).mean(np.zeros(0))
     assert (interval.value, interval.low, interval.high) == (0, 0, 0)
+
+
+def test_a_ratio_over_nothing_survives_json() -> None:
+    undefined = UserBootstrap(["a", "b"]).ratio(np.ones(2), np.zeros(2))
+    assert json.loads(undefined.model_dump_json()) == {"value": None, "low": None, "high": None}
+    again = Interval.model_validate_json(undefined.model_dump_json())
+    assert all(np.isnan([again.value, again.low, again.high]))
