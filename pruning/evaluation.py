@@ -32,7 +32,8 @@ def loss_per_title(model: PreTrainedModel, windows: Sequence[Window], tokens: in
     """Negative log-likelihood of the windows' target titles, nats per title."""
     nats, titles = 0.0, 0
     with torch.inference_mode():
-        for batch in batches_in_order(windows, tokens):
+        for on_cpu in batches_in_order(windows, tokens):
+            batch = on_cpu.to(model.device)
             logits_BTV = model(
                 input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
             ).logits
@@ -42,9 +43,10 @@ def loss_per_title(model: PreTrainedModel, windows: Sequence[Window], tokens: in
 
 
 def lean_transformer(model: PreTrainedModel) -> LeanTransformer:
-    """The searchable form of a Hugging Face model, with its weights as they are now."""
+    """The searchable form of a Hugging Face model, with its weights as they are now, on the CPU."""
     config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
-    return LeanTransformer(Architecture.from_config(config), model.state_dict(), torch.float32)
+    tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    return LeanTransformer(Architecture.from_config(config), tensors, torch.float32)
 
 
 class RankingTask:

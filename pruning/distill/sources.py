@@ -46,6 +46,7 @@ class LiveTeacher:
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> DenseSignal:
+        self._teacher.to(batch.labels_P.device)  # where the student trains
         logits_BTV = self._teacher(
             input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
         ).logits
@@ -107,7 +108,8 @@ def cache_signals(
 def _signals_of(teacher: PreTrainedModel, windows: Sequence[Window], k: int) -> dict[str, Tensor]:
     """The top k of every target token, in the order of the windows."""
     live = [TopSignal(torch.empty(0, k), torch.empty(0, k))] * len(windows)
-    for batch in batches_in_order(windows, _TOKENS_PER_BATCH):
+    for on_cpu in batches_in_order(windows, _TOKENS_PER_BATCH):
+        batch = on_cpu.to(teacher.device)
         logits_BTV = teacher(
             input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
         ).logits
@@ -115,7 +117,7 @@ def _signals_of(teacher: PreTrainedModel, windows: Sequence[Window], k: int) -> 
         stops = np.cumsum([windows[index].target_tokens for index in batch.windows]).tolist()
         for index, stop in zip(batch.windows, stops, strict=True):
             rows = slice(stop - windows[index].target_tokens, stop)
-            live[index] = TopSignal(top.ids_PK[rows], top.log_probs_PK[rows])
+            live[index] = TopSignal(top.ids_PK[rows].cpu(), top.log_probs_PK[rows].cpu())
     return {
         "ids": torch.cat([signal.ids_PK for signal in live]).to(torch.int32),
         "log_probs": torch.cat([signal.log_probs_PK for signal in live]).to(torch.float16),
