@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from pruning.errors import RecipeError
 from pruning.importance.scores import Axis
-from pruning.pipeline.recipe import Recipe
+from pruning.pipeline.recipe import Recipe, Stage
 from pruning.surgery.plan import check_target, legal_key_value_heads
 from pruning.surgery.shape import Shape
 
@@ -44,13 +45,29 @@ class Target(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    nonembedding_parameters: int | None = None
-    removed_share: float | None = None
-    sizes: dict[str, int] = {}
+    nonembedding_parameters: PositiveInt | None = None
+    removed_share: Annotated[float, Field(ge=0, lt=1)] | None = None
+    sizes: dict[str, PositiveInt] = {}
+
+    def budget(self, whole: int) -> int | None:
+        """How many of a teacher's `whole` non-embedding parameters may stay; None: nothing is said."""
+        budgets = [] if self.nonembedding_parameters is None else [self.nonembedding_parameters]
+        if self.removed_share is not None:
+            budgets.append(int(whole * (1 - self.removed_share)))
+        return min(budgets, default=None)
 
 
-def plan_shapes(teacher: Shape, recipe: Recipe, target: Target) -> tuple[Shape, ...]:
+def plan_shapes(
+    teacher: Shape, recipe: Recipe, target: Target, whole: int | None = None
+) -> tuple[Shape, ...]:
     """The shape after each stage.
+
+    Args:
+        teacher: what is cut, in canonical form.
+        recipe: the shares to keep.
+        target: moves the last shape.
+        whole: the non-embedding parameters that a removed share counts; the teacher's when None.
+            A canonical teacher has a few more than the one that was trained.
 
     Raises:
         RecipeError: sizes that no stage cuts or that cannot be cut, or a target below any legal shape.
@@ -61,13 +78,11 @@ def plan_shapes(teacher: Shape, recipe: Recipe, target: Target) -> tuple[Shape, 
     final = _sized(teacher, shares)
     if target.sizes:
         final = _given_by_hand(teacher, final, target.sizes, recipe)
-    budgets = [target.nonembedding_parameters] if target.nonembedding_parameters else []
-    if target.removed_share is not None:
-        budgets.append(int(teacher.nonembedding_parameters * (1 - target.removed_share)))
-    if budgets:
+    budget = target.budget(whole or teacher.nonembedding_parameters)
+    if budget is not None:
         if target.sizes:
             raise RecipeError("give either final sizes or a number of parameters, not both")
-        final = _within(teacher, final, min(budgets), recipe)
+        final = _within(teacher, final, budget, recipe)
     check_target(teacher, final)
     return tuple(_toward(teacher, recipe, final))
 
@@ -117,6 +132,9 @@ def _given_by_hand(teacher: Shape, final: Shape, sizes: Mapping[str, int], recip
     chosen = dict(sizes)
     if "num_attention_heads" in chosen and "num_key_value_heads" not in chosen:
         chosen["num_key_value_heads"] = key_value_heads_for(teacher, chosen["num_attention_heads"])
+    if "num_attention_heads" in chosen and "hidden_size" in cut - chosen.keys():
+        heads = chosen["num_attention_heads"]  # the recipe's width was rounded for other heads
+        chosen["hidden_size"] = _rounded_width(teacher, final.hidden_size, heads)
     return final.resized(**chosen)
 
 
@@ -159,7 +177,8 @@ def _candidates(teacher: Shape, wanted: Shape, budget: int, axes: set[Axis]) -> 
                     yield narrow.resized(intermediate_size=wanted.intermediate_size)
                     continue
                 # The widest MLP that the budget leaves, but no wider than the recipe's.
-                room = (budget - narrow.nonembedding_parameters) // (3 * width * layers)
+                each = layers * (3 * width + (2 if teacher.mlp_bias else 0))
+                room = (budget - narrow.nonembedding_parameters) // each
                 neurons = min(wanted.intermediate_size, _MULTIPLE * (1 + room // _MULTIPLE))
                 if neurons >= _MULTIPLE:
                     yield narrow.resized(intermediate_size=neurons)
@@ -174,19 +193,55 @@ def _toward(teacher: Shape, recipe: Recipe, final: Shape) -> Iterator[Shape]:
     last_stage = {axis: stage.name for stage in recipe.stages for axis in stage.keep}
     shape = teacher
     for stage in recipe.stages:
-        sizes: dict[str, int] = {}
-        for axis, share in stage.keep.items():
-            ends = {size: getattr(final, size) for size in _SIZES_OF[axis]}
-            if stage.name != last_stage[axis]:
-                way = _sized(teacher, {**dict.fromkeys(_SIZES_OF, 1.0), axis: share})
-                between = {size: getattr(way, size) for size in ends}
-                ends = between if all(between[size] >= ends[size] for size in ends) else ends
-            sizes |= ends
-        shape = shape.resized(**sizes)
-        if shape.model_type != "qwen3" and shape.hidden_size % shape.num_attention_heads:
-            raise RecipeError(
-                f"stage {stage.name} would leave hidden_size {shape.hidden_size} with "
-                f"{shape.num_attention_heads} heads, which Llama configurations do not allow; "
-                "cut heads and hidden width in the same stage, or choose sizes that divide"
-            )
+        ends = {axis for axis in stage.keep if last_stage[axis] == stage.name}
+        sizes = {size: getattr(final, size) for axis in ends for size in _SIZES_OF[axis]}
+        target = _on_the_way(teacher, shape.resized(**sizes), final, stage, ends)
+        try:
+            check_target(shape, target)
+        except RecipeError as error:
+            raise RecipeError(f"stage {stage.name}: {error}") from error
+        shape = target
         yield shape
+
+
+def _on_the_way(teacher: Shape, shape: Shape, final: Shape, stage: Stage, ends: set[Axis]) -> Shape:
+    """`shape` with the stage's other axes cut to its shares, never below `final`."""
+    keep = {axis: share for axis, share in stage.keep.items() if axis not in ends}
+    if "heads" in keep:
+        wanted = teacher.num_attention_heads * keep["heads"]
+        query, key_value = _heads_on_the_way(shape, final, wanted, width_stays="hidden" not in keep)
+        shape = shape.resized(num_attention_heads=query, num_key_value_heads=key_value)
+    if "hidden" in keep:
+        width = _rounded_width(shape, teacher.hidden_size * keep["hidden"], shape.num_attention_heads)
+        shape = shape.resized(hidden_size=max(width, final.hidden_size))
+    if "mlp" in keep:
+        neurons = _rounded(teacher.intermediate_size * keep["mlp"], teacher.intermediate_size)
+        shape = shape.resized(intermediate_size=max(neurons, final.intermediate_size))
+    if "layers" in keep:
+        layers = max(1, round(teacher.num_hidden_layers * keep["layers"]))
+        shape = shape.resized(num_hidden_layers=max(layers, final.num_hidden_layers))
+    return shape
+
+
+def _heads_on_the_way(shape: Shape, final: Shape, wanted: float, *, width_stays: bool) -> tuple[int, int]:
+    """The heads nearest to `wanted` that can be cut from `shape`, and from which the final ones can."""
+
+    def distance(heads: tuple[int, int]) -> tuple[bool, float, float, int]:
+        query, key_value = heads
+        misfit = width_stays and shape.model_type != "qwen3" and shape.hidden_size % query > 0
+        groups = abs(math.log(query / key_value / shape.query_heads_per_group))
+        return misfit, abs(math.log(query / wanted)), groups, key_value
+
+    def leads_on(query: int, key_value: int) -> bool:
+        between = shape.resized(num_attention_heads=query, num_key_value_heads=key_value)
+        return final.num_key_value_heads in legal_key_value_heads(between, final.num_attention_heads)
+
+    return min(
+        (
+            (query, key_value)
+            for query in range(final.num_attention_heads, shape.num_attention_heads + 1)
+            for key_value in legal_key_value_heads(shape, query)
+            if leads_on(query, key_value)
+        ),
+        key=distance,
+    )

@@ -1,4 +1,7 @@
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from pruning.errors import RecipeError
 from pruning.pipeline.plan import Target, key_value_heads_for, plan_shapes
@@ -133,3 +136,65 @@ def test_what_cannot_be_is_said_in_one_line(target: Target, words: str) -> None:
 def test_a_size_that_no_stage_cuts_is_refused() -> None:
     with pytest.raises(RecipeError, match="no stage of recipe r cuts hidden_size"):
         plan_shapes(TEACHERS["smollm2"], recipe({"mlp": 0.5}), Target(sizes={"hidden_size": 288}))
+
+
+@pytest.mark.parametrize("teacher", TEACHERS.values(), ids=TEACHERS)
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(shares=st.lists(st.floats(0.05, 1), min_size=2, max_size=4).map(lambda s: sorted(s, reverse=True)))
+def test_heads_and_width_may_go_little_by_little(teacher: Shape, shares: list[float]) -> None:
+    gradual = recipe(*({"heads": share, "hidden": share} for share in shares))
+    before = teacher
+    for after in plan_shapes(teacher, gradual, Target()):
+        check_target(before, after)
+        before = after
+    assert before == plan_shapes(teacher, recipe({"heads": shares[-1], "hidden": shares[-1]}), Target())[0]
+
+
+def test_heads_on_the_way_can_still_become_the_final_ones() -> None:
+    # 9 heads of 14 go with 9 keys and values only, which lead to no 4 heads over 1; 10 do not divide 896.
+    teacher = TEACHERS["qwen2-0.5b as llama"]
+    shapes = plan_shapes(teacher, recipe({"heads": 9 / 14}, {"heads": 4 / 14}), Target())
+    assert [(s.num_attention_heads, s.num_key_value_heads) for s in shapes] == [(8, 2), (4, 1)]
+
+
+def test_a_stage_that_does_not_fit_is_named() -> None:
+    with pytest.raises(RecipeError, match=r"stage s0: hidden_size 288 is no multiple of .* 14"):
+        plan_shapes(TEACHERS["qwen2-0.5b as llama"], recipe({"hidden": 0.32}, {"heads": 0.285}), Target())
+
+
+def test_heads_by_hand_move_the_recipes_width_to_one_that_they_divide() -> None:
+    target = Target(sizes={"num_attention_heads": 7})
+    final = plan_shapes(shape(num_attention_heads=9), load_recipe("activation"), target)[-1]
+    assert final.num_attention_heads == 7
+    assert final.hidden_size % 7 == 0
+
+
+def test_a_share_counts_the_parameters_of_the_teacher_as_it_was() -> None:
+    teacher = TEACHERS["tiny"]
+    whole = teacher.nonembedding_parameters - 900
+    target = Target(removed_share=0.5)
+    final = plan_shapes(teacher, load_recipe("demo"), target, whole)[-1]
+    assert final.nonembedding_parameters <= 0.5 * whole
+
+
+def test_neurons_with_biases_fill_the_budget_and_no_more() -> None:
+    teacher = TEACHERS["smollm2"].model_copy(update={"mlp_bias": True})
+    target = Target(nonembedding_parameters=teacher.nonembedding_parameters * 2 // 3)
+    final = plan_shapes(teacher, recipe({"mlp": 0.9}), target)[-1]
+    one_step_more = final.resized(intermediate_size=final.intermediate_size + 8)
+    assert final.nonembedding_parameters <= target.nonembedding_parameters
+    assert one_step_more.nonembedding_parameters > target.nonembedding_parameters
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {"sizes": {"hidden_size": 0}},
+        {"nonembedding_parameters": 0},
+        {"removed_share": 1.0},
+        {"removed_share": float("nan")},
+    ],
+)
+def test_targets_that_are_none(nonsense: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Target.model_validate(nonsense)
