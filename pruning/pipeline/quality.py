@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedModel
 
+from pruning.errors import RunError
 from pruning.evaluation import RankingTask, lean_transformer
 from pruning.pipeline.results import Contender, TestResult
 from pruning.progress import Reporter
@@ -21,13 +22,20 @@ from recommender.storage import write_file
 
 
 def kept_ranks(task: RankingTask, model: PreTrainedModel, file: Path, reporter: Reporter) -> RankArray:
-    """(R,) the ranks of the task's rows, from the file if it stands."""
+    """(R,) the ranks of the task's rows, from the file if it stands.
+
+    Raises:
+        RunError: the file is damaged.
+    """
     if not file.exists():
         ranks_R = task.ranks(lean_transformer(model), reporter.counter("ranking"))
         buffer = io.BytesIO()
         np.save(buffer, ranks_R, allow_pickle=False)
         write_file(file, buffer.getvalue())
-    kept: RankArray = np.load(file, allow_pickle=False)
+    try:
+        kept: RankArray = np.load(file, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise RunError(f"{file}: damaged ({error}); remove it and run again") from error
     return kept
 
 

@@ -16,6 +16,7 @@ from pruning.distill.objective import DistillationConfig
 from pruning.errors import RecipeError
 from pruning.importance.scores import Axis
 from pruning.training.loop import TrainingConfig
+from recommender.errors import first_problem
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -101,7 +102,7 @@ def load_recipe(name_or_file: str) -> Recipe:
     if name_or_file in packaged_recipes():
         text = (resources.files("pruning.recipes") / f"{name_or_file}.toml").read_text("utf-8")
     elif Path(name_or_file).is_file():
-        text = Path(name_or_file).read_text("utf-8")
+        text = _text_of(Path(name_or_file))
     else:
         known = ", ".join(packaged_recipes())
         raise RecipeError(f"no recipe {name_or_file!r}; take one of {known}, or a TOML file")
@@ -110,6 +111,11 @@ def load_recipe(name_or_file: str) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{name_or_file}: not TOML ({error})") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the recipe"
-        raise RecipeError(f"{name_or_file}: {where}: {first['msg']}") from error
+        raise RecipeError(f"{name_or_file}: {first_problem(error)}") from error
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{file}: cannot be read ({error}); give a TOML file in UTF-8") from error

@@ -1,7 +1,7 @@
 """The loop that runs a recipe, stage by stage, and judges what comes out.
 
 RUN/settings.json                      data set, teacher and seed; other ones are refused
-RUN/teacher.json                       the teacher's figures on the validation split
+RUN/teacher_figures.json               the teacher's figures on the validation split
 RUN/scores/, signals-K/, stages/       see `stage.py`
 RUN/test/*.npy                         ranks of the whole test split
 RUN/catalogue.parquet, histories.json  what an export needs of the data set
@@ -10,6 +10,7 @@ RUN/report.json                        `RunReport`, written last: the run is don
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,15 @@ from pruning.pipeline.plan import Target, plan_shapes
 from pruning.pipeline.quality import judge, kept_ranks
 from pruning.pipeline.recipe import Recipe
 from pruning.pipeline.results import Figures, RunReport, StageResult, TestResult
-from pruning.pipeline.stage import Bench, digest, kept, run_stage
+from pruning.pipeline.stage import (
+    Bench,
+    PlannedStage,
+    digest,
+    kept,
+    plan_stages,
+    read_record,
+    run_stage,
+)
 from pruning.progress import Reporter
 from pruning.surgery.adapter import CausalModel
 from pruning.surgery.canonical import canonical
@@ -81,6 +90,10 @@ def prune(
     """
     dataset = Dataset(dataset_path)
     record, model_folder = open_teacher(teacher_path, dataset)
+    teacher = load_checkpoint(model_folder)
+    whole, teacher_shape = canonical(teacher.model), Shape.of(teacher.model.config)
+    counted = teacher_shape.nonembedding_parameters
+    shapes = plan_shapes(Shape.of(whole.config), config.recipe, config.target, counted)
     claim(
         out,
         "settings.json",
@@ -91,20 +104,22 @@ def prune(
             validation_rows=config.validation_rows,
         ),
     )
-    teacher = load_checkpoint(model_folder)
-    whole = canonical(teacher.model)
-    shapes = plan_shapes(Shape.of(whole.config), config.recipe, config.target)
-    reporter.say(_plan_line(Shape.of(whole.config), shapes[-1]))
+    planned = plan_stages(config.recipe, shapes, digest(record.model_sha256, dataset.digest, config.seed))
+    report = _finished(out, config.recipe.name, planned)
+    if report is not None:
+        reporter.say(f"{out}: pruned already")
+        return report
+    reporter.say(_plan_line(teacher_shape, shapes[-1]))
 
+    (out / REPORT_FILE).unlink(missing_ok=True)  # the folder is under work again
     _keep_for_export(dataset, out, config.seed)
     bench = _prepare(dataset, teacher, out, config, reporter)
     reporter.say("measuring the teacher on the validation split")
-    teacher_figures = kept(out / "teacher.json", Figures, lambda: bench.figures(teacher.model))
+    teacher_figures = kept(out / "teacher_figures.json", Figures, lambda: bench.figures(teacher.model))
     student: CausalModel = whole
-    key = digest(record.model_sha256, dataset.digest, config.seed)
     results: list[StageResult] = []
-    for number, (stage, shape) in enumerate(zip(config.recipe.stages, shapes, strict=True), start=1):
-        result, student, key = run_stage(bench, config.recipe, stage, shape, number, student, key)
+    for stage in planned:
+        result, student = run_stage(bench, stage, student)
         results.append(result)
     report = RunReport(
         dataset=dataset.card.name,
@@ -114,14 +129,24 @@ def prune(
         recipe=config.recipe.name,
         seed=config.seed,
         validation_rows=config.validation_rows,
-        teacher_shape=Shape.of(teacher.model.config),
+        teacher_shape=teacher_shape,
         teacher_bytes=(model_folder / "model.safetensors").stat().st_size,
         teacher=teacher_figures,
         stages=tuple(results),
-        test=_test(bench, dataset, student, key),
+        test=_test(bench, dataset, student, planned[-1].key),
     )
     write_file(out / REPORT_FILE, report.model_dump_json(indent=2) + "\n")
     return report
+
+
+def _finished(out: Path, recipe: str, planned: Sequence[PlannedStage]) -> RunReport | None:
+    """The report that stands, if it is of these very stages."""
+    file = out / REPORT_FILE
+    if not file.is_file():
+        return None
+    report = read_record(file, RunReport)
+    keys = [stage.key for stage in report.stages]
+    return report if report.recipe == recipe and keys == [stage.key for stage in planned] else None
 
 
 def _keep_for_export(dataset: Dataset, out: Path, seed: int) -> None:

@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from transformers import PreTrainedModel
 
 from pruning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pruning.distill.objective import CachedSignal, Distillation
 from pruning.distill.sources import CachedTeacher, LiveTeacher, SignalSource, cache_signals
+from pruning.errors import RunError
 from pruning.evaluation import ModelValidation
 from pruning.importance.activation import ActivationImportance
 from pruning.importance.calibration import CalibrationBatch
@@ -34,7 +35,7 @@ from pruning.importance.paper import PaperImportance
 from pruning.importance.random_choice import RandomImportance
 from pruning.importance.scores import Axis, ImportanceMethod, Scores, load_scores, save_scores
 from pruning.importance.selection import select
-from pruning.pipeline.recipe import Recipe, Stage
+from pruning.pipeline.recipe import Calibration, Recipe, Stage
 from pruning.pipeline.results import Figures, StageResult
 from pruning.progress import Reporter
 from pruning.repair import repair
@@ -44,6 +45,7 @@ from pruning.surgery.shape import Shape
 from pruning.surgery.slicing import apply_cut
 from pruning.training.loop import FitResult, fit
 from pruning.training.windows import Window
+from recommender.errors import first_problem
 from recommender.storage import new_directory, write_file
 
 STUDENT_FOLDER = "student"
@@ -71,38 +73,54 @@ def stage_folder(run: Path, number: int, stage: StageResult) -> Path:
     return run / "stages" / f"{number}-{stage.name}-{stage.key}"
 
 
-def run_stage(
-    bench: Bench,
-    recipe: Recipe,
-    stage: Stage,
-    shape: Shape,
-    number: int,
-    student: CausalModel,
-    before: str,
-) -> tuple[StageResult, CausalModel, str]:
-    """Cuts and restores; returns the restored student and the key that the next stage builds on."""
-    wanted = shape.model_dump(include=set(Shape.model_fields))
-    key = digest(before, recipe.calibration.model_dump(), stage.model_dump(), wanted)
-    folder = bench.folder / "stages" / f"{number}-{stage.name}-{key}"
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage, the shape it leaves, and the keys of what it starts from and of what it gives."""
+
+    number: int
+    stage: Stage
+    calibration: Calibration
+    shape: Shape
+    before: str
+    key: str
+
+    @property
+    def title(self) -> str:
+        return f"stage {self.number} {self.stage.name}"
+
+
+def plan_stages(recipe: Recipe, shapes: Sequence[Shape], first: str) -> list[PlannedStage]:
+    """The recipe's stages with their shapes; `first` is the key of what the first one cuts."""
+    planned: list[PlannedStage] = []
+    before = first
+    for number, (stage, shape) in enumerate(zip(recipe.stages, shapes, strict=True), start=1):
+        key = digest(before, recipe.calibration.model_dump(), stage.model_dump(), shape.model_dump())
+        planned.append(PlannedStage(number, stage, recipe.calibration, shape, before, key))
+        before = key
+    return planned
+
+
+def run_stage(bench: Bench, planned: PlannedStage, student: CausalModel) -> tuple[StageResult, CausalModel]:
+    """Cuts `student` and restores it; what stands from an earlier call is not done again."""
+    stage, shape, title = planned.stage, planned.shape, planned.title
+    folder = bench.folder / "stages" / f"{planned.number}-{stage.name}-{planned.key}"
     result_file = folder / "result.json"
     if result_file.exists():
-        bench.reporter.say(f"stage {number} {stage.name}: done already")
+        bench.reporter.say(f"{title}: done already")
         restored = load_checkpoint(folder / STUDENT_FOLDER)
-        return StageResult.model_validate_json(result_file.read_bytes()), restored.model, key
+        return read_record(result_file, StageResult), restored.model
 
-    bench.reporter.say(f"stage {number} {stage.name}: scoring {', '.join(sorted(stage.keep))}")
+    bench.reporter.say(f"{title}: scoring {', '.join(sorted(stage.keep))}")
     cut = kept(
         folder / "cut.json",
         Cut,
-        lambda: select(
-            _scores(bench, recipe, stage, shape, student, before), Shape.of(student.config), shape
-        ),
+        lambda: select(_scores(bench, planned, student), Shape.of(student.config), shape),
     )
     student = _cut_student(bench, stage, student, cut)
     assert Shape.of(student.config) == shape
     after_cut = kept(folder / "after_cut.json", Figures, lambda: bench.figures(student))
     bench.reporter.say(
-        f"stage {number} {stage.name}: cut to {shape.nonembedding_parameters:,} non-embedding parameters, "
+        f"{title}: cut to {shape.nonembedding_parameters:,} non-embedding parameters, "
         f"validation {after_cut.loss:.2f} nats per title; restoring"
     )
     fitted = _restore(bench, stage, student, folder)
@@ -112,7 +130,7 @@ def run_stage(
             save_checkpoint(partial, student, bench.teacher.tokenizer, bench.teacher.template)
     result = StageResult(
         name=stage.name,
-        key=key,
+        key=planned.key,
         importance=stage.importance,
         shape=shape,
         bytes=(student_folder / "model.safetensors").stat().st_size,
@@ -121,7 +139,7 @@ def run_stage(
         restoration_steps=fitted.steps,
     )
     write_file(result_file, result.model_dump_json(indent=2) + "\n")
-    return result, student, key
+    return result, student
 
 
 def _cut_student(bench: Bench, stage: Stage, before: CausalModel, cut: Cut) -> CausalModel:
@@ -143,13 +161,12 @@ def _method(name: str, seed: int) -> ImportanceMethod:
     return next(method for method in methods if method.name == name)
 
 
-def _scores(
-    bench: Bench, recipe: Recipe, stage: Stage, target: Shape, student: CausalModel, before: str
-) -> dict[Axis, Scores]:
+def _scores(bench: Bench, planned: PlannedStage, student: CausalModel) -> dict[Axis, Scores]:
+    stage, target = planned.stage, planned.shape
     method = _method(stage.importance, bench.seed)
     files: dict[Axis, Path] = {}
     for axis in stage.keep:
-        depends = digest(before, recipe.calibration.model_dump(), method.parameters(axis, target))
+        depends = digest(planned.before, planned.calibration.model_dump(), method.parameters(axis, target))
         files[axis] = bench.folder / "scores" / f"{axis}-{method.name}-{depends}.safetensors"
     missing = [axis for axis, file in files.items() if not file.exists()]
     if missing:
@@ -183,10 +200,22 @@ def _signal_source(bench: Bench, stage: Stage) -> SignalSource:
 def kept(file: Path, kind: type[_RecordT], make: Callable[[], _RecordT]) -> _RecordT:
     """The record that stands in `file`, or the one that `make` gives, which then stands there."""
     if file.exists():
-        return kind.model_validate_json(file.read_bytes())
+        return read_record(file, kind)
     record = make()
     write_file(file, record.model_dump_json(indent=2) + "\n")
     return record
+
+
+def read_record(file: Path, kind: type[_RecordT]) -> _RecordT:
+    """The record in a file of the run.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    try:
+        return kind.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise RunError(f"{file}: damaged ({first_problem(error)}); remove it and run again") from error
 
 
 def digest(*parts: Any) -> str:

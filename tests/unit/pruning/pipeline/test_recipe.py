@@ -44,3 +44,10 @@ def test_errors_name_the_file_and_the_place(tmp_path: Path, change: tuple[str, s
 def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(RecipeError, match="activation, demo, paper"):
         load_recipe("papper")
+
+
+def test_a_file_in_another_encoding_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_bytes(RECIPE.replace("Three", "Drei Stücke,").encode("latin-1"))
+    with pytest.raises(RecipeError, match=r"mine\.toml: cannot be read .* UTF-8"):
+        load_recipe(str(file))

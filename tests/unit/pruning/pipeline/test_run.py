@@ -1,6 +1,7 @@
 """A whole small run: what resumes, what is reused, what is refused, and what is exported."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ from small_run import RECIPE, TITLES, Silent, recipe, teacher_config, write_data
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pruning.checkpoint import load_checkpoint
-from pruning.errors import RunError
+from pruning.errors import RecipeError, RunError
 from pruning.export import export
 from pruning.judging import evaluate
 from pruning.pipeline.plan import Target
+from pruning.pipeline.results import RunReport
 from pruning.pipeline.run import PruneConfig, prune
 from pruning.pipeline.stage import stage_folder
 from pruning.surgery.shape import Shape
@@ -45,16 +47,11 @@ def again(folder: Path, asked: PruneConfig) -> tuple[list[str], object]:
 
 
 def modified(folder: Path) -> dict[str, int]:
-    return {
-        str(path): path.stat().st_mtime_ns
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in ("report.json", "histories.json")
-    }
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def test_stages_leave_what_was_planned(folder: Path) -> None:
-    lines, report = again(folder, config())
-    assert sum("done already" in line for line in lines) == 3
+    _, report = again(folder, config())
     assert [stage.shape.hidden_size for stage in report.stages] == [16, 16, 16]
     assert [stage.shape.intermediate_size for stage in report.stages] == [48, 24, 24]
     assert [stage.shape.num_hidden_layers for stage in report.stages] == [3, 3, 1]
@@ -69,8 +66,67 @@ def test_stages_leave_what_was_planned(folder: Path) -> None:
 
 def test_the_same_command_does_nothing_twice(folder: Path) -> None:
     before = modified(folder)
-    again(folder, config())
+    lines, report = again(folder, config())
+    assert lines == [f"{folder / 'run'}: pruned already"]
+    assert report == RunReport.model_validate_json((folder / "run" / "report.json").read_bytes())
     assert modified(folder) == before
+
+
+def test_a_lost_report_costs_no_stage_and_no_ranking(folder: Path) -> None:
+    before = modified(folder / "run")
+    kept = before.pop(str(folder / "run" / "report.json"))
+    text = (folder / "run" / "report.json").read_text()
+    (folder / "run" / "report.json").unlink()
+    lines, _ = again(folder, config())
+    assert sum("done already" in line for line in lines) == 3
+    after = modified(folder / "run")
+    assert after.pop(str(folder / "run" / "report.json")) > kept
+    for expendable in (before, after):
+        del expendable[str(folder / "run" / "histories.json")]
+    assert after == before
+    assert (folder / "run" / "report.json").read_text() == text
+
+
+def test_a_run_that_works_on_another_target_is_not_finished(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "run", tmp_path / "run")
+
+    class StoppedError(Exception):
+        pass
+
+    class Stopping(Silent):
+        def say(self, text: str) -> None:
+            if "stage 3 depth: scoring" in text:
+                raise StoppedError
+
+    asked = config(RECIPE.replace("layers = 0.34", "layers = 0.67"))
+    with pytest.raises(StoppedError):
+        prune(folder / "dataset", folder / "teacher", tmp_path / "run", asked, Stopping())
+    with pytest.raises(RunError, match=r"no report\.json"):
+        export(tmp_path / "run", tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["stages/*/cut.json", "stages/*/result.json", "test/student-*.npy", "report.json"]
+)
+def test_damage_is_one_line(folder: Path, tmp_path: Path, pattern: str) -> None:
+    shutil.copytree(folder / "run", tmp_path / "run")
+    if pattern != "report.json":
+        (tmp_path / "run" / "report.json").unlink()
+    if pattern == "stages/*/cut.json":
+        for result in (tmp_path / "run").glob("stages/*/result.json"):
+            result.unlink()
+    for file in (tmp_path / "run").glob(pattern):
+        file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(RunError, match=r"damaged \(.*; remove it and run again") as caught:
+        prune(folder / "dataset", folder / "teacher", tmp_path / "run", config(), Silent())
+    assert "\n" not in str(caught.value)
+
+
+def test_an_impossible_target_claims_no_folder(folder: Path, tmp_path: Path) -> None:
+    asked = config(target=Target(nonembedding_parameters=1))
+    with pytest.raises(RecipeError, match="no legal shape"):
+        prune(folder / "dataset", folder / "teacher", tmp_path / "run", asked, Silent())
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_last_target_reuses_the_stages_and_scores_before(folder: Path) -> None:
