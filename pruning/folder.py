@@ -19,6 +19,8 @@ def claim(folder: Path, file: str, settings: BaseModel) -> None:
         RunError: the folder holds something else, or other settings; the message names the first
             setting that differs.
     """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file; give a folder")
     record = folder / file
     wanted = settings.model_dump(mode="json")
     if not record.exists():

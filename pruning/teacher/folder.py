@@ -11,6 +11,7 @@ from pruning.surgery.shape import Shape
 from pruning.teacher.base import BaseLineage
 from pruning.training.loop import FitResult
 from recommender.dataset import Dataset
+from recommender.errors import first_problem
 from recommender.ranking import Interval, Metrics
 
 MODEL_FOLDER = "model"
@@ -43,6 +44,18 @@ class TeacherRecord(BaseModel):
         return self.gain_ndcg10.low > 1.0
 
 
+def read_record(file: Path) -> TeacherRecord:
+    """The record in a teacher's folder.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    try:
+        return TeacherRecord.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise RunError(f"{file}: damaged ({first_problem(error)}); remove it and train again") from error
+
+
 def open_teacher(folder: Path, dataset: Dataset) -> tuple[TeacherRecord, Path]:
     """A finished teacher's record and model folder.
 
@@ -55,10 +68,7 @@ def open_teacher(folder: Path, dataset: Dataset) -> tuple[TeacherRecord, Path]:
         raise RunError(
             f"{folder}: no finished teacher; train it with `espalier train DATASET --out {folder}`"
         )
-    try:
-        record = TeacherRecord.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        raise RunError(f"{file}: damaged ({error.errors()[0]['msg']}); train again") from error
+    record = read_record(file)
     if record.dataset_sha256 != dataset.digest:
         raise RunError(
             f"{folder} was trained on another data set ({record.dataset}) than {dataset.path}; "

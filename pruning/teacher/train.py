@@ -20,7 +20,7 @@ from pruning.folder import claim
 from pruning.progress import Reporter
 from pruning.surgery.shape import Shape
 from pruning.teacher.base import Base, load_base
-from pruning.teacher.folder import MODEL_FOLDER, RECORD_FILE, TeacherRecord
+from pruning.teacher.folder import MODEL_FOLDER, RECORD_FILE, TeacherRecord, read_record
 from pruning.teacher.scratch import ScratchConfig, base_from_scratch
 from pruning.teacher.vocabulary import trim_vocabulary
 from pruning.training.loop import FitResult, TrainingConfig, fit
@@ -30,6 +30,8 @@ from recommender.dataset import Dataset
 from recommender.prompt import SEPARATOR, PromptEncoder, PromptTemplate
 from recommender.ranking import Metrics, UserBootstrap, gains
 from recommender.storage import new_directory, sha256_of, write_file
+
+_SETTINGS_FILE = "settings.json"
 
 
 class TeacherConfig(BaseModel):
@@ -65,13 +67,16 @@ def train_teacher(
         TrainingError: the loss is not finite.
     """
     dataset = Dataset(dataset_path)
-    claim(out, "settings.json", _Settings(dataset_sha256=dataset.digest, config=config))
+    settings = _Settings(dataset_sha256=dataset.digest, config=config)
     record_file = out / RECORD_FILE
     if record_file.exists():
+        claim(out, _SETTINGS_FILE, settings)
         reporter.say(f"{out}: trained already")
-        return TeacherRecord.model_validate_json(record_file.read_bytes())
+        return read_record(record_file)
 
+    # Before the folder is claimed: a mistyped base must not stand in the settings for ever.
     base = _prepared_base(dataset, config)
+    claim(out, _SETTINGS_FILE, settings)
     shape = Shape.of(base.model.config)
     reporter.say(
         f"base {base.lineage.name}: {base.lineage.architecture}, "
