@@ -23,8 +23,10 @@ from pruning.pipeline.run import (
     REPORT_FILE,
     ReferenceHistories,
 )
-from pruning.pipeline.stage import STUDENT_FOLDER, stage_folder
+from pruning.pipeline.stage import STUDENT_FOLDER, read_record, stage_folder
 from recommender.artifact import (
+    MANIFEST,
+    WEIGHTS,
     Artifact,
     Description,
     Lineage,
@@ -35,10 +37,11 @@ from recommender.artifact import (
     write_artifact,
 )
 from recommender.catalogue import Catalogue
-from recommender.errors import InputError
+from recommender.errors import InputError, first_problem
 from recommender.prompt import PromptEncoder
 from recommender.ranker import Ranker
 from recommender.search.frontier import Query
+from recommender.storage import sha256_of
 from recommender.trie import TitleTrie
 
 _REFERENCE_K = 10
@@ -56,9 +59,8 @@ def read_report(run: Path) -> RunReport:
     try:
         return RunReport.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RunError(f"{file}: {where}: {first['msg']}; repeat the prune command") from error
+        problem = first_problem(error)
+        raise RunError(f"{file}: damaged ({problem}); remove it and repeat the prune command") from error
 
 
 def export(run: Path, out: Path, items_file: Path | None = None) -> Artifact:
@@ -77,7 +79,7 @@ def export(run: Path, out: Path, items_file: Path | None = None) -> Artifact:
     encoder = PromptEncoder(student.template, student.tokenizer)
     trie = TitleTrie.build(encoder.encode_titles(catalogue.titles), catalogue.popularity)
     ranker = Ranker(catalogue, encoder, trie, lean_transformer(student.model))
-    histories = ReferenceHistories.model_validate_json((run / HISTORIES_FILE).read_bytes()).histories
+    histories = read_record(run / HISTORIES_FILE, ReferenceHistories).histories
     try:
         description = Description(
             name=out.name,
@@ -92,19 +94,30 @@ def export(run: Path, out: Path, items_file: Path | None = None) -> Artifact:
         problem = error.errors()[0]["msg"]
         raise InputError(f"{out.name!r} cannot be an artifact's name ({problem})") from error
     if out.exists():
-        return _standing(out, description)
+        return _standing(out, description, checkpoint, catalogue)
     return write_artifact(out, description, checkpoint, catalogue, trie)
 
 
-def _standing(out: Path, wanted: Description) -> Artifact:
-    """The artifact that stands at `out` already, if it is the one that was asked for."""
+def _standing(out: Path, wanted: Description, checkpoint: Path, catalogue: Catalogue) -> Artifact:
+    """The artifact that stands at `out` already, if it is the one that was asked for.
+
+    The reference scores are not compared: another number of threads moves their last digits.
+    """
+    if not (out / MANIFEST).is_file():
+        raise InputError(f"{out} exists and is no artifact; choose another name, or remove it")
     artifact = Artifact.open(out)
+    artifact.verify()
     stands = Description.model_validate(artifact.manifest.model_dump(exclude={"files"}))
-    if stands.model_copy(update={"created": wanted.created}) != wanted:
+    incidental = {"created": wanted.created, "reference": wanted.reference}
+    same = (
+        stands.model_copy(update=incidental) == wanted
+        and artifact.manifest.files[WEIGHTS.name].sha256 == sha256_of(checkpoint / WEIGHTS.name)
+        and artifact.load_catalogue() == catalogue
+    )
+    if not same:
         raise InputError(
             f"{out} holds another artifact; artifacts are never overwritten, choose another name"
         )
-    artifact.verify()
     return artifact
 
 

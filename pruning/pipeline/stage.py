@@ -210,10 +210,12 @@ def read_record(file: Path, kind: type[_RecordT]) -> _RecordT:
     """The record in a file of the run.
 
     Raises:
-        RunError: the file is damaged.
+        RunError: the file is missing or damaged.
     """
     try:
         return kind.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise RunError(f"{file}: cannot be read ({error.strerror}); repeat the prune command") from error
     except ValidationError as error:
         raise RunError(f"{file}: damaged ({first_problem(error)}); remove it and run again") from error
 

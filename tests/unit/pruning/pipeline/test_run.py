@@ -20,11 +20,12 @@ from pruning.pipeline.run import PruneConfig, prune
 from pruning.pipeline.stage import stage_folder
 from pruning.surgery.shape import Shape
 from pruning.teacher.train import train_teacher
-from recommender.artifact import Artifact
+from recommender.artifact import MANIFEST, Artifact
 from recommender.dataset import Dataset
 from recommender.errors import InputError
 from recommender.ranker import Ranker
 from recommender.search.frontier import Query
+from recommender.storage import sha256_of
 
 
 @pytest.fixture(scope="module")
@@ -202,9 +203,26 @@ def test_exporting_again_is_no_work_and_other_content_is_refused(folder: Path, t
     items.write_text("item_id,title\n1,Red River\n77,A Wholly New Title\n")
     with pytest.raises(InputError, match="never overwritten"):
         export(folder / "run", tmp_path / "mine", items)
+    items.write_text("item_id,title\n1,Red River\n77,A Wholly Other Title\n")
+    export(folder / "run", tmp_path / "two", items)
+    items.write_text("item_id,title\n1,Red River\n77,A Wholly New Title\n")
+    with pytest.raises(InputError, match="never overwritten"):
+        export(folder / "run", tmp_path / "two", items)
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(InputError, match="exists and is no artifact"):
+        export(folder / "run", tmp_path / "notes")
     other = export(folder / "run", tmp_path / "other", items)
     assert other.load_catalogue().item_ids == ("1", "77")
     assert other.manifest.quality is None  # it was measured on another catalogue
+
+
+def test_last_digits_of_reference_scores_make_no_other_artifact(folder: Path, tmp_path: Path) -> None:
+    manifest = export(folder / "run", tmp_path / "mine").path / MANIFEST
+    content = json.loads(manifest.read_text())
+    for answer in content["reference"]:
+        answer["scores"] = [score + 1e-6 for score in answer["scores"]]
+    manifest.write_text(json.dumps(content))
+    assert export(folder / "run", tmp_path / "mine").digest == sha256_of(manifest)
 
 
 def test_names_and_folders_that_cannot_be(folder: Path, tmp_path: Path) -> None:
