@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from rich.console import Console
 
-from recommender.errors import InputError
+from recommender.errors import InputError, first_problem
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -98,7 +98,7 @@ def train(
         TrainingConfig,
         epochs=epochs,
         max_steps=max_steps,
-        learning_rate=learning_rate or (1e-3 if scratch else 3e-4),
+        learning_rate=(1e-3 if scratch else 3e-4) if learning_rate is None else learning_rate,
         weight_decay=weight_decay,
         tokens_per_batch=tokens_per_batch,
         patience=patience,
@@ -107,7 +107,7 @@ def train(
     )
     config = TeacherConfig(
         base=None if scratch else Path(base),
-        scratch=_checked(ScratchConfig, seed=seed, **_sizes(shape)),
+        scratch=_checked(ScratchConfig, **_sizes(shape) | {"seed": seed}),
         training=training,
         label_smoothing=label_smoothing,
         validation_rows=validation_rows,
@@ -232,6 +232,8 @@ def _sizes(pairs: Sequence[str] | None) -> dict[str, int]:
         key, sign, value = pair.partition("=")
         if not sign or not value.isdecimal():
             raise InputError(f"--shape {pair}: write KEY=NUMBER, such as hidden_size=192")
+        if key == "seed":
+            raise InputError(f"--shape {pair}: a seed is no size; give --seed {value}")
         sizes[key] = int(value)
     return sizes
 
@@ -243,6 +245,4 @@ def _checked(kind: type[ConfigT], **values: object) -> ConfigT:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the options"
-        raise InputError(f"{where}: {first['msg']}") from error
+        raise InputError(first_problem(error)) from error

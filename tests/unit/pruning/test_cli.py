@@ -82,9 +82,35 @@ def _foreign_folder(folder: Path) -> list[str | Path]:
     return ["train", write_dataset(folder), "--out", folder / "full"]
 
 
+def _seed_as_a_size(folder: Path) -> list[str | Path]:
+    return ["train", folder, "--out", folder / "t", "--shape", "seed=3"]
+
+
+def _no_learning(folder: Path) -> list[str | Path]:
+    return ["train", folder, "--out", folder / "t", "--learning-rate", "0"]
+
+
+def _no_size(folder: Path) -> list[str | Path]:
+    return ["prune", folder, folder, "--out", folder / "run", "--shape", "hidden_size=0"]
+
+
+def _everything_gone(folder: Path) -> list[str | Path]:
+    return ["prune", folder, folder, "--out", folder / "run", "--target-ratio", "1"]
+
+
+def _file_for_a_folder(folder: Path) -> list[str | Path]:
+    (folder / "out").write_text("dear")
+    return ["train", write_dataset(folder), "--out", folder / "out"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (_seed_as_a_size, "a seed is no size"),
+        (_no_learning, "learning_rate: Input should be greater than 0"),
+        (_no_size, "sizes.hidden_size: Input should be greater than 0"),
+        (_everything_gone, "removed_share: Input should be less than 1"),
+        (_file_for_a_folder, "is a file; give a folder"),
         (_bad_source, "yesterday"),
         (_unknown_base, "nothing"),
         (_shape_of_a_base, "--base scratch only"),
@@ -105,6 +131,20 @@ def test_wrong_input_is_one_line_and_exit_2(tmp_path: Path, arguments, words: st
     assert last.startswith("espalier: ")
     assert words in last
     assert "Traceback" not in done.stderr
+
+
+def test_a_mistyped_base_can_be_corrected_in_the_same_folder(tmp_path: Path) -> None:
+    dataset, teacher = write_dataset(tmp_path), tmp_path / "teacher"
+    assert espalier("train", dataset, "--out", teacher, "--base", tmp_path / "typo").returncode == 2
+    assert not teacher.exists()
+
+
+def test_help_loads_nothing_heavy() -> None:
+    program = (
+        "import sys, espalier.cli; print(*sorted({'torch', 'transformers', 'fastapi'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_wrong_use_is_exit_2() -> None:
