@@ -16,6 +16,7 @@ from service.items.routes import router as items
 from service.keys import Keys
 from service.metrics import Metrics
 from service.middleware import BodyGuard, KeyGuard, RequestContext
+from service.page.routes import page_router
 from service.recommend.routes import router as recommend
 from service.services import open_services
 from service.settings import Settings
@@ -50,6 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
     for router in (recommend, histories, items):
         app.include_router(router, dependencies=bearer)
     app.include_router(health)
+    app.include_router(page_router())
     problems.install(app)
     app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes)
     app.add_middleware(KeyGuard, keys=keys)

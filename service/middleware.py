@@ -20,9 +20,10 @@ from service import problems
 from service.errors import BodyTooLargeError, MediaTypeError, ServiceError
 from service.keys import Keys
 from service.metrics import Metrics
+from service.page import routes as page
 
-# Whoever watches or reads the interface needs no key; everything else does.
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/docs", "/openapi.json"})
+# Whoever watches, reads the interface or opens the page needs no key; everything else does.
+OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"})
 _PRIVATE = ("/recommend", "/users", "/events")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CLIENT_LEFT = 499  # no status was sent; the number is nginx's
@@ -98,7 +99,7 @@ class KeyGuard:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and not _is_open(scope["path"]):
             header = Headers(scope=scope).get("authorization")
             self._keys.check(None if header is None else header.encode("latin-1"))
         await self.app(scope, receive, send)
@@ -166,6 +167,10 @@ async def _departure(receive: Receive) -> Message:
     while (message := await receive())["type"] != "http.disconnect":
         pass
     return message
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(page.FOLDER)
 
 
 def _is_json(content_type: str) -> bool:

@@ -149,7 +149,9 @@ def install(app: FastAPI) -> None:
 
 def _methods(request: Request) -> str:
     """The methods of the path: one route knows only its own, the interface knows them all."""
-    operations = request.app.openapi()["paths"][request.scope["route"].path_format]
+    paths = request.app.openapi()["paths"]
+    # What is no part of the interface, the page, can be got only.
+    operations = paths.get(request.scope["route"].path_format, ("get",))
     return ", ".join(sorted(method.upper() for method in operations))
 
 
