@@ -10,6 +10,7 @@ from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
 
 from service import problems
+from service.checkpoints.routes import router as checkpoints
 from service.health.routes import router as health
 from service.history.routes import router as histories
 from service.items.routes import router as items
@@ -30,6 +31,7 @@ def create_app(settings: Settings) -> FastAPI:
     """
     metrics = Metrics()
     keys = Keys.from_file(settings.api_keys_file)
+    admin = Keys.from_file(settings.admin_token_file, "ESPALIER_ADMIN_TOKEN_FILE")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -48,12 +50,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.metrics = metrics
     # The middleware does the checking; this only tells readers of the interface.
     bearer = [Security(HTTPBearer(auto_error=False, description="Asked for when keys are configured."))]
-    for router in (recommend, histories, items):
+    for router in (recommend, histories, items, checkpoints):
         app.include_router(router, dependencies=bearer)
     app.include_router(health)
     app.include_router(page_router())
     problems.install(app)
     app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes)
-    app.add_middleware(KeyGuard, keys=keys)
+    app.add_middleware(KeyGuard, keys=keys, admin=admin)
     app.add_middleware(RequestContext, metrics=metrics)
     return app

@@ -41,11 +41,11 @@ def serve(
     from service.server import serve as run
     from service.settings import Settings, read_settings
 
-    def announce(url: str, model: str) -> None:
+    def announce(url: str, model: str | None) -> None:
         if as_json:
             typer.echo(json.dumps({"url": url, "model": model}))
         else:
-            typer.echo(f"Serving {model} on {url} (docs: {url}/docs)")
+            typer.echo(f"Serving {model or 'no checkpoint yet'} on {url} (docs: {url}/docs)")
 
     given = {
         "artifacts": artifacts,

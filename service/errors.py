@@ -7,14 +7,20 @@ EspalierError
     ├── RequestError             the request is wrong beyond its schema
     ├── MissingKeyError          keys are configured and the request bears none
     ├── WrongKeyError            … or one that is not among them
+    ├── AdminDisabledError       no admin token is configured
     ├── BodyTooLargeError        the body exceeds the limit
     ├── MediaTypeError           the body is not declared as JSON
     ├── OverloadedError          every place is taken; come back later
     ├── DeadlineError            the answer would have come too late
+    ├── UnknownCheckpointError   no whole artifact of that name or digest is there
+    ├── UnknownOperationError    no operation of that id is remembered
+    ├── StaleGenerationError     the caller decided on an older generation
+    ├── SwapError                the checkpoint cannot be swapped in, and the old one serves on
     └── UnavailableError         something the answer needs is away
         ├── NotReadyError        the service should get no requests now
         ├── NoModelError         no checkpoint is loaded
         ├── EngineError          the engine died
+        ├── FleetUnavailableError    the fleet's record cannot be read or changed now
         └── HistoryUnavailableError   Redis is away, slow or full
 
 Nothing here knows HTTP: `service.problems` maps each class to a status in one table.
@@ -67,6 +73,26 @@ class DeadlineError(ServiceError):
     """The answer would have come too late."""
 
 
+class UnknownCheckpointError(ServiceError):
+    """No whole artifact of that name or digest is there."""
+
+
+class UnknownOperationError(ServiceError):
+    """No operation of that id is remembered."""
+
+
+class StaleGenerationError(ServiceError):
+    """The caller decided on an older generation than the fleet's."""
+
+
+class SwapError(ServiceError):
+    """The checkpoint cannot be swapped in; the old one serves on."""
+
+
+class AdminDisabledError(ServiceError):
+    """Checkpoints cannot be exchanged: no admin token is configured."""
+
+
 class UnavailableError(ServiceError):
     """Something the answer needs is away."""
 
@@ -77,6 +103,10 @@ class NotReadyError(UnavailableError):
 
 class NoModelError(UnavailableError):
     """No checkpoint is loaded."""
+
+
+class FleetUnavailableError(UnavailableError):
+    """The fleet's record cannot be read or changed now: Redis is away."""
 
 
 class EngineError(UnavailableError):

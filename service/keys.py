@@ -1,4 +1,7 @@
-"""Bearer keys from a file: several are valid at once, so that they can be rotated."""
+"""Bearer keys from a file: several are valid at once, so that they can be rotated.
+
+The admin token is a key of a second file. Without it admin calls are refused, not open.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ class Keys:
         self._keys = tuple(key.encode() for key in keys)
 
     @classmethod
-    def from_file(cls, file: Path | None) -> Keys:
-        """Reads one key a line; blank lines do not count.
+    def from_file(cls, file: Path | None, setting: str = "ESPALIER_API_KEYS_FILE") -> Keys:
+        """Reads one key a line; blank lines do not count. `setting` named the file.
 
         Raises:
             SettingsError: the file cannot be read, or holds no key.
@@ -26,13 +29,19 @@ class Keys:
         try:
             keys = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"ESPALIER_API_KEYS_FILE: {file}: cannot be read ({error})") from error
+            raise SettingsError(f"{setting}: {file}: cannot be read ({error})") from error
         if not keys:
-            raise SettingsError(f"ESPALIER_API_KEYS_FILE: {file} holds no key; write one a line")
+            raise SettingsError(f"{setting}: {file} holds no key; write one a line")
         return cls(keys)
 
     def __bool__(self) -> bool:
         return bool(self._keys)
+
+    def or_else(self, others: Keys) -> Keys:
+        """Keys that take `others` too; when none of these is configured, no key is asked for."""
+        joined = Keys()
+        joined._keys = (*self._keys, *others._keys) if self._keys else ()
+        return joined
 
     def check(self, authorization: bytes | None) -> None:
         """Compares an `Authorization` header with every key, in a time that tells nothing.

@@ -17,13 +17,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import problems
-from service.errors import BodyTooLargeError, MediaTypeError, ServiceError
+from service.errors import AdminDisabledError, BodyTooLargeError, MediaTypeError, ServiceError
 from service.keys import Keys
 from service.metrics import Metrics
 from service.page import routes as page
 
 # Whoever watches, reads the interface or opens the page needs no key; everything else does.
 OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"})
+# Whoever has a key sees how checkpoints are exchanged; only the admin token exchanges them.
+_ADMIN = "/checkpoints/"
+_WATCHED = ("/checkpoints", "/operations/")
 _PRIVATE = ("/recommend", "/users", "/events")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CLIENT_LEFT = 499  # no status was sent; the number is nginx's
@@ -92,17 +95,25 @@ class RequestContext:
 
 
 class KeyGuard:
-    """Lets a request through when its path is open or its key is right."""
+    """Lets a request through when its path is open or its key is right; admin paths ask for the token."""
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, admin: Keys) -> None:
         self.app = app
         self._keys = keys
+        self._admin = admin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not _is_open(scope["path"]):
             header = Headers(scope=scope).get("authorization")
-            self._keys.check(None if header is None else header.encode("latin-1"))
+            self._needed(scope["path"]).check(None if header is None else header.encode("latin-1"))
         await self.app(scope, receive, send)
+
+    def _needed(self, path: str) -> Keys:
+        if path.startswith(_ADMIN):
+            if not self._admin:
+                raise AdminDisabledError("set ESPALIER_ADMIN_TOKEN_FILE to enable it")
+            return self._admin
+        return self._keys.or_else(self._admin) if path.startswith(_WATCHED) else self._keys
 
 
 class BodyGuard:

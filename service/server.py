@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import math
+import os
 import signal
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 
 import uvicorn
@@ -26,17 +27,19 @@ from service.settings import Settings
 _BACKLOG = 2048
 
 
-def serve(settings: Settings, announce: Callable[[str, str], None]) -> None:
+def serve(settings: Settings, announce: Callable[[str, str | None], None]) -> None:
     """Serves until SIGTERM or SIGINT.
 
     Args:
         settings: all of them.
-        announce: takes the URL and the model's identity once the service accepts connections.
+        announce: takes the URL and the model's identity (None: no checkpoint yet) once the service
+            accepts connections.
 
     Raises:
         EspalierError: it could not start; the message says why.
     """
     refuse_open_door(settings)
+    refuse_many_workers(os.environ)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, announce))
 
@@ -54,7 +57,21 @@ def refuse_open_door(settings: Settings) -> None:
         )
 
 
-async def _serve(settings: Settings, announce: Callable[[str, str], None]) -> None:
+def refuse_many_workers(environment: Mapping[str, str]) -> None:
+    """One process serves one model: workers of one port would swap and count each for itself.
+
+    Raises:
+        SettingsError: `WEB_CONCURRENCY` asks for several.
+    """
+    workers = environment.get("WEB_CONCURRENCY", "1")
+    if workers != "1":
+        raise SettingsError(
+            f"WEB_CONCURRENCY: {workers}: one process serves one model; for more capacity start more "
+            "replicas on one Redis"
+        )
+
+
+async def _serve(settings: Settings, announce: Callable[[str, str | None], None]) -> None:
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
@@ -89,7 +106,7 @@ class _Server(uvicorn.Server):
         config: uvicorn.Config,
         services: Services,
         settings: Settings,
-        announce: Callable[[str, str], None],
+        announce: Callable[[str, str | None], None],
     ) -> None:
         super().__init__(config)
         self._services = services
@@ -99,10 +116,10 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         assert sockets is not None
-        assert self._services.models.current is not None
         host, port = sockets[0].getsockname()[:2]
         name = f"[{host}]" if ":" in host else host
-        self._announce(f"http://{name}:{port}", self._services.models.current.identity)
+        model = self._services.models.current
+        self._announce(f"http://{name}:{port}", None if model is None else model.identity)
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,8 +12,15 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from recommender.artifact import Artifact
+from service.checkpoints.fleet import Fleet
+from service.checkpoints.folder import ArtifactFolder
+from service.checkpoints.follow import Follower
 from service.checkpoints.holder import ModelHolder
-from service.checkpoints.loading import choose_artifact, load_model
+from service.checkpoints.loading import Report, load_model
+from service.checkpoints.replica import LocalReplica
+from service.checkpoints.swap import Swapper
+from service.engine.protocol import LoadedModel
 from service.health.readiness import Readiness, keep_probing
 from service.history.embedded import history_url
 from service.history.store import HistoryStore, connect
@@ -19,6 +28,10 @@ from service.metrics import Metrics
 from service.recommend.admission import Admission
 from service.recommend.recommender import Recommender
 from service.settings import Settings
+
+# Operators wait longer than recommendations do.
+_FLEET_TIMEOUT_S = 2.0
+_FLEET_CONNECTIONS = 4
 
 
 @dataclass(frozen=True)
@@ -29,38 +42,57 @@ class Services:
     histories: HistoryStore
     readiness: Readiness
     recommender: Recommender
+    replica: LocalReplica
+    fleet: Fleet
+    swapper: Swapper
 
 
 @asynccontextmanager
 async def open_services(settings: Settings, metrics: Metrics) -> AsyncIterator[Services]:
-    """Opens the history store, loads and proves the model, keeps probing both.
+    """Opens the history store and the fleet, serves a checkpoint if there is one, keeps watching them.
 
     Raises:
-        InputError: the artifact is refused, or a setting cannot work.
+        InputError: the only artifact that was given is refused, or a setting cannot work.
     """
-    artifact = choose_artifact(settings.artifacts, settings.checkpoint)
+    folder = ArtifactFolder(settings.artifacts)
     with history_url(settings) as url:
         client = connect(url, settings.redis_timeout_s, settings.redis_connections)
         histories = HistoryStore(client, settings, metrics)
+        fleet = Fleet(connect(url, _FLEET_TIMEOUT_S, _FLEET_CONNECTIONS))
         models = ModelHolder()
-        try:
-            await models.replace(await load_model(artifact, settings.max_batch))
-            metrics.watch(models)
-            readiness = Readiness(models)
+        readiness = Readiness(models)
+
+        async def load(artifact: Artifact, report: Report) -> LoadedModel:
+            model = await load_model(artifact, settings.max_batch, report)
             readiness.ranked()  # the reference answers were
+            return model
+
+        name = f"{socket.gethostname()}-{uuid.uuid4().hex[:6]}"
+        replica = LocalReplica(name, folder, models, load, settings.state_dir, metrics)
+        swapper = Swapper(replica, fleet)
+        follower = Follower(replica, fleet, settings.checkpoint)
+        try:
+            await follower.begin()
+            metrics.watch(models)
             admission = Admission(settings.max_batch + settings.max_waiting)
             recommender = Recommender(models, histories, admission, readiness, metrics, settings.deadline_s)
-            probing = asyncio.create_task(
-                keep_probing(readiness, models, histories, settings.probe_interval_s)
-            )
+            background = [
+                asyncio.create_task(keep_probing(readiness, models, histories, settings.probe_interval_s))
+            ]
+            if not folder.alone:
+                background.append(asyncio.create_task(follower.keep_following()))
             try:
-                yield Services(models, histories, readiness, recommender)
+                yield Services(models, histories, readiness, recommender, replica, fleet, swapper)
             finally:
-                probing.cancel()
-                await asyncio.gather(probing, return_exceptions=True)
+                await swapper.close()
+                for task in background:
+                    task.cancel()
+                await asyncio.gather(*background, return_exceptions=True)
         finally:
-            await models.replace(None)
+            models.replace(None)
+            await models.drained()
             await histories.close()
+            await fleet.close()
 
 
 def current_services(request: Request) -> Services:

@@ -42,12 +42,14 @@ class Settings(HistorySettings):
 
     Attributes:
         artifacts: an artifact, or a folder of artifacts.
-        checkpoint: which artifact of the folder serves first, by name; needed when there are several.
+        checkpoint: the artifact that serves first of all, by name; needed when there are several.
         engine: what runs the model.
         host: the address to bind; anything beyond loopback needs keys, or `insecure`.
         port: the port to bind; 0 takes a free one.
         insecure: bind beyond loopback although no keys are configured.
         api_keys_file: a file with one bearer key a line, all of them valid; None: no key is asked for.
+        admin_token_file: a file with the token that may exchange checkpoints, several when they are
+            rotated; None: nobody may.
         max_batch: requests searched together in a step.
         max_waiting: requests that may wait beyond those; more get 429.
         deadline_s: a recommendation that takes longer gets 504.
@@ -64,6 +66,7 @@ class Settings(HistorySettings):
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
     insecure: bool = False
     api_keys_file: Path | None = None
+    admin_token_file: Path | None = None
     max_batch: Annotated[int, Field(ge=1)] = 32
     max_waiting: Annotated[int, Field(ge=0)] = 256
     deadline_s: Annotated[float, Field(gt=0)] = 2.0

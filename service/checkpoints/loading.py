@@ -1,57 +1,50 @@
-"""From a folder to a model that may serve: found, verified, loaded, warmed up, and proven."""
+"""From an artifact to a model that may serve: verified, loaded, warmed up, and proven."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Sequence
 
-from recommender.artifact import MANIFEST, Artifact, ReferenceAnswer
+from recommender.artifact import Artifact, ReferenceAnswer
 from recommender.errors import ArtifactError
 from recommender.ranker import Ranker
+from service.checkpoints.memory_guard import refuse_what_has_no_room
+from service.checkpoints.schemas import Step
 from service.engine.native.engine import NativeEngine
 from service.engine.protocol import LoadedModel, RankRequest
-from service.errors import SettingsError
 
+Report = Callable[[Step], Awaitable[None]]
 _PROVING_SECONDS = 60.0
 
 
-def choose_artifact(folder: Path, name: str | None) -> Artifact:
-    """The artifact at `folder`, or the one named (or the only one) in it.
-
-    Raises:
-        ArtifactError: what was chosen is no whole artifact.
-        SettingsError: there is none, or several and no name says which.
-    """
-    if (folder / MANIFEST).is_file():
-        return Artifact.open(folder)
-    if not folder.is_dir():
-        raise SettingsError(f"{folder}: no such folder; give an artifact, or a folder of artifacts")
-    if name is not None:
-        return Artifact.open(folder / name)
-    whole = sorted(
-        entry
-        for entry in folder.iterdir()
-        if not entry.name.startswith(".") and (entry / MANIFEST).is_file()
-    )
-    if not whole:
-        raise SettingsError(f"{folder}: no artifact in it; make one with `espalier export`")
-    if len(whole) > 1:
-        names = ", ".join(entry.name for entry in whole)
-        raise SettingsError(f"{folder}: several artifacts ({names}); name one in ESPALIER_CHECKPOINT")
-    return Artifact.open(whole[0])
+async def _tell_nobody(step: Step) -> None:
+    del step
 
 
-async def load_model(artifact: Artifact, max_batch: int) -> LoadedModel:
+async def load_model(artifact: Artifact, max_batch: int, report: Report = _tell_nobody) -> LoadedModel:
     """Loads an artifact and proves it: its reference answers come out, or it is refused.
+
+    What blocks runs in threads, beside a model that may be serving.
+
+    Args:
+        artifact: which one.
+        max_batch: requests searched together in a step.
+        report: told each step as it begins; what it raises stops the loading.
 
     Raises:
         ArtifactError: the files are not what the manifest says, or the answers differ.
         UnsupportedModelError: the model's family cannot be run.
+        SwapError: there is no room for it.
     """
+    await report("verifying")
+    await asyncio.to_thread(artifact.verify)
+    await asyncio.to_thread(refuse_what_has_no_room, artifact)
+    await report("loading")
     model = await asyncio.to_thread(_load, artifact, max_batch)
     try:
+        await report("warming")
         await _warm_up(model)
+        await report("checking")
         await _check_reference_answers(model)
     except BaseException:
         await model.engine.close()
@@ -60,7 +53,6 @@ async def load_model(artifact: Artifact, max_batch: int) -> LoadedModel:
 
 
 def _load(artifact: Artifact, max_batch: int) -> LoadedModel:
-    artifact.verify()
     ranker = Ranker.from_artifact(artifact)
     catalogue, trie = ranker.catalogue, ranker.trie
     item_of_title: dict[str, int] = {}

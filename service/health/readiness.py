@@ -43,7 +43,7 @@ class Readiness:
         if self.draining:
             return "draining"
         if model is None:
-            return "no checkpoint"
+            return self._models.absence or "no checkpoint"
         if not model.engine.alive:
             return "the engine is dead"
         if self.idle_s > FRESH_SECONDS:

@@ -79,6 +79,8 @@ class Recommender:
         self, model: LoadedModel, request: RecommendRequest, start: float, deadline: float
     ) -> RecommendResponse:
         reading, degraded = await self._read(model, request)
+        if degraded is None and self._models.fallback:
+            degraded = "checkpoint_fallback"
         read = time.perf_counter()
         filters = _filters(model, request, reading)
         prompt = build_prompt(model, reading.window)

@@ -85,7 +85,7 @@ async def test_a_checkpoints_name_is_on_one_metric_and_ends_with_it(
     named = [line for line in (await client.get("/metrics")).text.splitlines() if f'"{name}"' in line]
     assert named == [line]
     app: FastAPI = client.app  # type: ignore[attr-defined]
-    await app.state.services.models.replace(None)
+    app.state.services.models.replace(None)
     assert name not in (await client.get("/metrics")).text
 
 

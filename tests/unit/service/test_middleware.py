@@ -24,8 +24,11 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def wrapped(inner: App, metrics: Metrics, keys: Keys | None = None, limit: int = 100) -> App:
-    return RequestContext(KeyGuard(BodyGuard(inner, limit), keys or Keys()), metrics)
+def wrapped(
+    inner: App, metrics: Metrics, keys: Keys | None = None, limit: int = 100, admin: Keys | None = None
+) -> App:
+    guarded = KeyGuard(BodyGuard(inner, limit), keys or Keys(), admin or Keys())
+    return RequestContext(guarded, metrics)
 
 
 def client_of(app: App) -> httpx.AsyncClient:
@@ -160,3 +163,34 @@ async def test_a_log_line_names_no_path(metrics: Metrics, caplog: pytest.LogCapt
     fields = record.__dict__["fields"]
     assert (fields["route"], fields["status"], fields["method"]) == ("unmatched", 200, "GET")
     assert "ann" not in json.dumps(fields) + record.getMessage()
+
+
+@pytest.mark.parametrize("path", ["/checkpoints/rollback", "/checkpoints/a/activate", "/checkpoints/"])
+async def test_without_an_admin_token_admin_calls_are_refused(metrics: Metrics, path: str) -> None:
+    async with client_of(wrapped(echo, metrics)) as client:
+        answer = await client.post(path, headers={"Authorization": "Bearer anything"})
+        assert (answer.status_code, answer.json()["type"]) == (403, "urn:espalier:problem:admin-disabled")
+
+
+async def test_only_the_admin_token_exchanges_and_either_key_watches(metrics: Metrics) -> None:
+    app = wrapped(echo, metrics, Keys(("user",)), admin=Keys(("root", "next")))
+    user, root, following = ({"Authorization": f"Bearer {key}"} for key in ("user", "root", "next"))
+    async with client_of(app) as client:
+
+        async def status(path: str, headers: dict[str, str]) -> int:
+            return (await client.post(path, headers=headers)).status_code
+
+        assert await status("/checkpoints/rollback", root) == 200
+        assert await status("/checkpoints/rollback", following) == 200
+        assert await status("/checkpoints/rollback", user) == 403
+        assert await status("/checkpoints/rollback", {}) == 401
+        for path in ("/checkpoints", "/operations/1"):
+            assert await status(path, user) == await status(path, root) == 200
+            assert await status(path, {}) == 401
+        assert await status("/recommend", root) == 403
+
+
+async def test_watching_asks_for_no_key_where_none_is_configured(metrics: Metrics) -> None:
+    async with client_of(wrapped(echo, metrics, admin=Keys(("root",)))) as client:
+        assert (await client.post("/checkpoints")).status_code == 200
+        assert (await client.post("/checkpoints/rollback")).status_code == 401

@@ -19,9 +19,9 @@ async def test_without_a_model_there_is_nothing_to_lease() -> None:
 async def test_who_holds_a_lease_keeps_the_model_it_began_with(served_artifact: Artifact) -> None:
     old, new = await load_model(served_artifact, 4), await load_model(served_artifact, 4)
     holder = ModelHolder()
-    await holder.replace(old)
+    holder.replace(old)
     async with holder.lease() as first, holder.lease() as second:
-        await holder.replace(new)
+        holder.replace(new)
         assert holder.current is new
         assert first is second is old
         async with holder.lease() as third:
@@ -29,7 +29,9 @@ async def test_who_holds_a_lease_keeps_the_model_it_began_with(served_artifact: 
         deadline = asyncio.get_running_loop().time() + 60
         assert (await old.rank(probe_request(old, deadline))).items
         assert old.engine.alive
+    await holder.drained()
     assert not old.engine.alive  # the last one to leave closed it
     assert new.engine.alive
-    await holder.replace(None)
+    holder.replace(None)
+    await holder.drained()
     assert not new.engine.alive

@@ -8,8 +8,7 @@ import pytest
 
 from recommender.artifact import MANIFEST, Artifact
 from recommender.errors import ArtifactError
-from service.checkpoints.loading import choose_artifact, load_model
-from service.errors import SettingsError
+from service.checkpoints.loading import load_model
 
 
 @pytest.fixture
@@ -34,34 +33,6 @@ async def test_a_loaded_model_has_all_of_its_checkpoint(served_artifact: Artifac
     longest = max(len(model.titles.trie.path(leaf)) for leaf in range(model.titles.trie.leaf_count))
     assert model.prompt_limit == 512 - longest
     await model.engine.close()
-
-
-def test_an_artifact_is_taken_for_itself(served_artifact: Artifact) -> None:
-    assert choose_artifact(served_artifact.path, None) == served_artifact
-
-
-def test_of_a_folder_the_only_artifact_is_taken(copy: Callable[[str], Path]) -> None:
-    folder = copy("one").parent
-    (folder / "half").mkdir()
-    (folder / ".hidden").mkdir()
-    assert choose_artifact(folder, None).path == folder / "one"
-
-
-def test_of_several_one_must_be_named(copy: Callable[[str], Path]) -> None:
-    folder = copy("one").parent
-    copy("two")
-    with pytest.raises(SettingsError, match=r"several artifacts \(one, two\).*ESPALIER_CHECKPOINT"):
-        choose_artifact(folder, None)
-    assert choose_artifact(folder, "two").path == folder / "two"
-    with pytest.raises(ArtifactError, match="three"):
-        choose_artifact(folder, "three")
-
-
-def test_an_empty_folder_and_none_at_all_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="no artifact in it"):
-        choose_artifact(tmp_path, None)
-    with pytest.raises(SettingsError, match="no such folder"):
-        choose_artifact(tmp_path / "nowhere", None)
 
 
 async def test_a_flipped_byte_is_refused(copy: Callable[[str], Path]) -> None:

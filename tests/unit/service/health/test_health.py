@@ -41,7 +41,7 @@ async def test_a_served_model_is_live_and_ready(client: httpx.AsyncClient) -> No
 
 
 async def test_without_a_model_it_lives_but_is_not_ready(client: httpx.AsyncClient) -> None:
-    await services_of(client).models.replace(None)
+    services_of(client).models.replace(None)
     assert await status(client, "/livez") == (200, "")
     assert await status(client, "/readyz") == (503, "no checkpoint")
     response = await client.post("/recommend", json={"history": ["g1"]})

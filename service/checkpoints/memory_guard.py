@@ -1,0 +1,36 @@
+"""Refuses a checkpoint for which there is no room beside the one that serves.
+
+A process that runs into its limit is killed, and takes the serving model with it; so the room is
+reckoned before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from recommender.artifact import WEIGHTS, Artifact
+from service.errors import SwapError
+from service.memory import memory_limit_bytes, resident_bytes
+
+_FLOAT32 = 4
+# Catalogue, trie and tokenizer grow from columns and JSON into Python objects and arrays.
+_GROWTH = 10
+
+
+def needed_bytes(artifact: Artifact) -> int:
+    """An upper estimate of what loading takes: the file's tensors and their float32 copy, and the rest."""
+    files = artifact.manifest.files
+    weights = files[WEIGHTS.as_posix()].size
+    return weights + _FLOAT32 * artifact.manifest.parameters.total + _GROWTH * (artifact.nbytes - weights)
+
+
+def refuse_what_has_no_room(artifact: Artifact) -> None:
+    """Counts what is resident now, the serving model included, and what the new one needs on top.
+
+    Raises:
+        SwapError: both together exceed the limit.
+    """
+    resident, needed, limit = resident_bytes(), needed_bytes(artifact), memory_limit_bytes()
+    if resident + needed > limit:
+        raise SwapError(
+            f"{artifact.identity} needs about {needed >> 20} MiB beside the {resident >> 20} MiB in use, "
+            f"and the limit is {limit >> 20} MiB; raise it, or restart with this checkpoint alone"
+        )
