@@ -109,10 +109,19 @@ class Frontier:
         if leaf.any():
             self._finish(start[leaf], scores_X[leaf])
         keep &= ~leaf
-        self._nodes = np.concatenate((self._nodes, nodes_X[keep]))
-        self._scores = np.concatenate((self._scores, scores_X[keep]))
-        self._rows = np.concatenate((self._rows, rows_X[keep]))
+        self._open(nodes_X[keep], scores_X[keep], rows_X[keep])
         self._prune(self._scores > self._threshold)
+
+    def add_rest(self, node: int, bound: float, row: int) -> None:
+        """Takes the children of `node` that were not handed over, as one open node: none beats `bound`.
+
+        It comes out of `select` as `node` again, with the row given here.
+        """
+        survives = self.query.items is None or self.query.items.alive(
+            self._trie.leaf_start[[node]], self._trie.leaf_stop[[node]]
+        )
+        if survives and bound > self._threshold:
+            self._open(np.array([node], np.int32), np.array([bound]), np.array([row], np.int32))
 
     def select(self) -> Selection:
         """Takes the nodes to expand next out of the open ones."""
@@ -138,6 +147,11 @@ class Frontier:
             prompt_tokens=len(self.query.prompt),
             steps=self.steps,
         )
+
+    def _open(self, nodes_X: Int32Array, scores_X: Float64Array, rows_X: Int32Array) -> None:
+        self._nodes = np.concatenate((self._nodes, nodes_X))
+        self._scores = np.concatenate((self._scores, scores_X))
+        self._rows = np.concatenate((self._rows, rows_X))
 
     def _finish(self, leaves: Int32Array, scores: Float64Array) -> None:
         found = zip((-scores).tolist(), leaves.tolist(), strict=True)
