@@ -1,5 +1,6 @@
 """A whole artifact that can be served in milliseconds: real files, random weights, thirty titles."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pytest
@@ -12,6 +13,7 @@ from recommender.artifact import (
     Description,
     Lineage,
     ParameterCounts,
+    Quality,
     ReferenceAnswer,
     write_artifact,
 )
@@ -34,19 +36,31 @@ SERVED_TITLES = (
 )
 
 
-def write_served_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """Items g0 … g29, g29 the most popular; g24 and g0 are both called "Portal 1"."""
+def write_served_artifact(
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str = "tiny",
+    titles: Sequence[str] = SERVED_TITLES,
+    seed: int = 7,
+    **shape: int,
+) -> Artifact:
+    """Items g0 … g29, g29 the most popular; g24 and g0 are both called "Portal 1".
+
+    Other `titles` make another catalogue and vocabulary, `shape` changes the model's config.
+    """
     checkpoint = tmp_path_factory.mktemp("checkpoint")
-    tokenizer = _train_tokenizer()
-    torch.manual_seed(7)
+    tokenizer = _train_tokenizer(titles)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
+        **{
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 8,
+            **shape,
+        },
         max_position_embeddings=512,
         initializer_range=0.3,  # far from uniform, so that scores differ
         tie_word_embeddings=True,
@@ -55,16 +69,14 @@ def write_served_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     model.save_pretrained(checkpoint)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(checkpoint)
 
-    catalogue = Catalogue.create(
-        [f"g{item}" for item in range(len(SERVED_TITLES))], SERVED_TITLES, range(len(SERVED_TITLES))
-    )
+    catalogue = Catalogue.create([f"g{item}" for item in range(len(titles))], titles, range(len(titles)))
     encoder = PromptEncoder(PromptTemplate(), tokenizer)
     trie = TitleTrie.build(encoder.encode_titles(catalogue.titles), catalogue.popularity)
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     architecture = Architecture.from_config({**config.to_dict(), "architectures": ["LlamaForCausalLM"]})
     ranker = Ranker(catalogue, encoder, trie, LeanTransformer(architecture, tensors, torch.float32))
     description = Description(
-        name="tiny",
+        name=name,
         created=datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC),
         prompt=encoder.template,
         lineage=Lineage(
@@ -73,19 +85,27 @@ def write_served_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
             base="scratch",
             teacher_sha256="1" * 64,
             recipe="none",
-            seed=7,
+            seed=seed,
             stages=(),
         ),
         parameters=ParameterCounts(nonembedding=11, total=22, teacher_nonembedding=33, teacher_total=44),
-        quality=None,
+        quality=Quality(
+            split="test",
+            rows=50,
+            hr10=0.3,
+            ndcg10=0.2,
+            teacher_hr10=0.4,
+            teacher_ndcg10=0.25,
+            popularity_ndcg10=0.1,
+        ),
         reference=(_reference_answer(ranker, (2, 5)), _reference_answer(ranker, (9,))),
     )
     return write_artifact(
-        tmp_path_factory.mktemp("artifacts") / "tiny", description, checkpoint, catalogue, trie
+        tmp_path_factory.mktemp("artifacts") / name, description, checkpoint, catalogue, trie
     )
 
 
-def _train_tokenizer() -> Tokenizer:
+def _train_tokenizer(titles: Sequence[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -95,7 +115,7 @@ def _train_tokenizer() -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(SERVED_TITLES, trainer)
+    tokenizer.train_from_iterator(titles, trainer)
     return tokenizer
 
 
@@ -108,3 +128,9 @@ def _reference_answer(ranker: Ranker, history: tuple[int, ...]) -> ReferenceAnsw
         item_ids=tuple(ids[item.index] for item in items),
         scores=tuple(item.score for item in items),
     )
+
+
+def write_other_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Another shape, vocabulary and catalogue: it does not know g26 to g29."""
+    shape = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40}
+    return write_served_artifact(tmp_path_factory, "other", SERVED_TITLES[:26], seed=8, **shape)
