@@ -152,6 +152,18 @@ def test_wrong_use_is_exit_2() -> None:
     assert espalier("prepare", "x", "--out", "y", "--history", "0").returncode == 2
 
 
+def test_a_training_that_explodes_is_one_line_and_exit_1(tmp_path: Path) -> None:
+    sizes = ("--shape", "hidden_size=24", "--shape", "num_hidden_layers=1", "--validation-rows", "5")
+    rate = ("--learning-rate", "1e30", "--max-steps", "20", "--tokens-per-batch", "256")
+    done = espalier("train", write_dataset(tmp_path), "--out", tmp_path / "t", *sizes, *rate, "--json")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("espalier: the ")
+    assert "lower the learning rate" in last
+
+
 def test_a_teacher_below_popularity_is_told_loudly(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path)
     small = ("hidden_size=8", "intermediate_size=8", "num_hidden_layers=1", "num_attention_heads=1")

@@ -182,6 +182,15 @@ def test_the_artifact_is_the_last_student(folder: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose([item.score for item in items], answer.scores, atol=1e-5)
 
 
+def test_a_teacher_and_its_bare_checkpoint_are_judged_alike(folder: Path) -> None:
+    teacher = evaluate(folder / "teacher", folder / "dataset", "valid", Silent())
+    checkpoint = evaluate(folder / "teacher" / "model", folder / "dataset", "valid", Silent())
+    assert teacher.name == "teacher"
+    assert teacher.model == checkpoint.model
+    assert teacher.model.metrics.rows == len(Dataset(folder / "dataset").rows("valid"))
+    assert list(teacher.by_model()) == ["teacher", "popularity"]
+
+
 def test_transformers_loads_the_artifact_and_gives_its_logits(folder: Path, tmp_path: Path) -> None:
     export(folder / "run", tmp_path / "mine")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "mine")
@@ -233,6 +242,10 @@ def test_names_and_folders_that_cannot_be(folder: Path, tmp_path: Path) -> None:
         export(tmp_path / "unfinished", tmp_path / "mine")
     with pytest.raises(InputError, match="neither an artifact nor"):
         evaluate(tmp_path, folder / "dataset", "test", Silent())
+    (folder / "unfinished").mkdir()
+    shutil.copytree(folder / "teacher" / "model", folder / "unfinished" / "model")
+    with pytest.raises(InputError, match="neither an artifact nor"):
+        evaluate(folder / "unfinished", folder / "dataset", "test", Silent())
     with pytest.raises(InputError, match="train, valid, test"):
         evaluate(folder / "run", folder / "dataset", "tests", Silent())
 

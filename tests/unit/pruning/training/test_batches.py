@@ -2,6 +2,7 @@ import random
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from pruning.training.batches import TokenBudgetSampler, batches_in_order, collate
 from pruning.training.windows import Window
@@ -62,3 +63,55 @@ def test_batches_in_order_hold_every_window_once(tokens: int) -> None:
     windows = some_windows()
     seen = [index for batch in batches_in_order(windows, tokens) for index in batch.windows]
     assert sorted(seen) == list(range(50))
+
+
+def test_every_epoch_has_as_many_batches_of_the_same_sizes() -> None:
+    sampler = TokenBudgetSampler(some_windows(), 200, seed=0)
+    sizes = []
+    for epoch in range(5):
+        sampler.set_epoch(epoch)
+        sizes.append(sorted(len(batch) for batch in sampler))
+    assert all(len(epoch) == len(sampler) for epoch in sizes)
+    assert all(epoch == sizes[0] for epoch in sizes)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_collate_against_a_naive_loop(seed: int) -> None:
+    windows = some_windows(9, seed)
+    indices = random.Random(seed).sample(range(9), 4)
+    batch = collate(windows, indices)
+    expected = []
+    for row, index in enumerate(indices):
+        window = windows[index]
+        for begin, end in zip(window.target_from, window.target_to, strict=True):
+            expected += [(row, at - 1, window.tokens[at]) for at in range(begin, end)]
+    found = zip(batch.row_P.tolist(), batch.column_P.tolist(), batch.labels_P.tolist(), strict=True)
+    assert list(found) == expected
+    assert batch.windows == tuple(indices)
+    assert int(batch.target_mask().sum()) == len(expected)
+
+
+def test_padding_never_changes_a_loss() -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=100,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    model = LlamaForCausalLM(config).eval()
+    windows = some_windows(6)
+
+    def losses(indices: list[int]) -> list[float]:
+        batch = collate(windows, indices)
+        with torch.no_grad():
+            logits_BTV = model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT).logits
+        losses_P = torch.nn.functional.cross_entropy(
+            batch.read(logits_BTV), batch.labels_P, reduction="none"
+        )
+        return losses_P.tolist()
+
+    alone = [loss for index in range(6) for loss in losses([index])]
+    assert losses(list(range(6))) == pytest.approx(alone, abs=1e-5)

@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_run import TITLES, write_dataset
 
+from pruning.data.prepare import PrepareOptions, prepare
 from pruning.teacher.scratch import train_tokenizer
 from pruning.training.windows import UserPacker, Window
 from recommender.dataset import Dataset
@@ -71,3 +72,41 @@ def test_held_out_windows_hold_exactly_the_splits_targets(encoder: PromptEncoder
             assert all(place <= TEMPLATE.max_items for place in places)
             found.update(items[place] for place in places)
         assert found == Counter(dataset.rows(split).targets_R.tolist())
+
+
+@settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(days=st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=14), min_size=8, max_size=14))
+def test_no_target_of_another_split_is_trained_on_though_days_tie(
+    days: list[list[int]], encoder: PromptEncoder, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # Every interaction has an item of its own, so a title names its place.
+    if sum(len(user) - 1 for user in days) < 10:
+        return
+    folder = tmp_path_factory.mktemp("ties")
+    events = [(user, day) for user, times in enumerate(days) for day in times]
+    titles = [f"Title {number}" for number in range(len(events))]
+    items = "".join(f"{number},{title}\n" for number, title in enumerate(titles))
+    rows = "".join(f"u{user},{number},{day * 86_400}\n" for number, (user, day) in enumerate(events))
+    (folder / "items.csv").write_text(f"item_id,title\n{items}")
+    (folder / "interactions.csv").write_text(f"user_id,item_id,timestamp\n{rows}")
+    prepare(folder, folder / "dataset", PrepareOptions(), lambda _: None)
+    dataset = Dataset(folder / "dataset")
+
+    names = {tokens: item for item, tokens in enumerate(encoder.encode_titles(dataset.catalogue.titles))}
+    trained = Counter(
+        names[window.tokens[begin:end]]
+        for window in UserPacker(encoder, dataset.catalogue.titles).training(dataset)
+        for begin, end in zip(window.target_from, window.target_to, strict=True)
+    )
+    by_split = Counter[str | None]()
+    for user in dataset.users:
+        for item, split in zip(user.items, user.splits, strict=True):
+            by_split[split] += trained[item]
+            assert trained[item] == (split == "train") or split is None
+    assert by_split["train"] == len(dataset.rows("train"))
+    assert by_split["valid"] == by_split["test"] == 0
