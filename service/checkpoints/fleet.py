@@ -86,6 +86,10 @@ class Fleet:
         arguments: list[str | int] = [expected, record.model_dump_json()]
         return bool(await self._ask(self._compare_and_set([_PREFIX + "record"], arguments)))
 
+    async def under_way(self) -> bool:
+        """Whether a swap holds the slot."""
+        return bool(await self._ask(self._client.exists(_PREFIX + "slot")))
+
     async def begin(self, operation: Operation) -> bool:
         """Takes the slot for an operation; False: another holds it."""
         taking = self._client.set(_PREFIX + "slot", operation.operation_id, nx=True, ex=LEASE_SECONDS)

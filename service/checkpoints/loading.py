@@ -7,10 +7,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from recommender.artifact import Artifact, ReferenceAnswer
 from recommender.errors import ArtifactError
-from recommender.ranker import Ranker
 from service.checkpoints.memory_guard import refuse_what_has_no_room
 from service.checkpoints.schemas import Step
-from service.engine.native.engine import NativeEngine
+from service.engine.making import EngineMaker, MadeEngine
 from service.engine.protocol import LoadedModel, RankRequest
 
 Report = Callable[[Step], Awaitable[None]]
@@ -21,50 +20,53 @@ async def _tell_nobody(step: Step) -> None:
     del step
 
 
-async def load_model(artifact: Artifact, max_batch: int, report: Report = _tell_nobody) -> LoadedModel:
+async def load_model(
+    artifact: Artifact, make_engine: EngineMaker, report: Report = _tell_nobody
+) -> LoadedModel:
     """Loads an artifact and proves it: its reference answers come out, or it is refused.
 
     What blocks runs in threads, beside a model that may be serving.
 
     Args:
         artifact: which one.
-        max_batch: requests searched together in a step.
+        make_engine: makes what runs it.
         report: told each step as it begins; what it raises stops the loading.
 
     Raises:
         ArtifactError: the files are not what the manifest says, or the answers differ.
         UnsupportedModelError: the model's family cannot be run.
+        EngineError: the engine did not start.
         SwapError: there is no room for it.
     """
     await report("verifying")
     await asyncio.to_thread(artifact.verify)
     await asyncio.to_thread(refuse_what_has_no_room, artifact)
     await report("loading")
-    model = await asyncio.to_thread(_load, artifact, max_batch)
+    made = await make_engine(artifact)
     try:
+        model = await asyncio.to_thread(_bundle, artifact, made)
         await report("warming")
         await _warm_up(model)
         await report("checking")
         await _check_reference_answers(model)
     except BaseException:
-        await model.engine.close()
+        await made.engine.close()
         raise
     return model
 
 
-def _load(artifact: Artifact, max_batch: int) -> LoadedModel:
-    ranker = Ranker.from_artifact(artifact)
-    catalogue, trie = ranker.catalogue, ranker.trie
+def _bundle(artifact: Artifact, made: MadeEngine) -> LoadedModel:
+    catalogue, trie = made.titles.catalogue, made.titles.trie
     item_of_title: dict[str, int] = {}
     for item in catalogue.by_popularity:
         item_of_title.setdefault(catalogue.titles[item], item)
     longest = max((len(trie.path(leaf)) for leaf in range(trie.leaf_count)), default=0)
     return LoadedModel(
         artifact=artifact,
-        titles=ranker,
+        titles=made.titles,
         item_of_title=item_of_title,
-        prompt_limit=artifact.architecture.max_position_embeddings - longest,
-        engine=NativeEngine(ranker, max_batch),
+        prompt_limit=made.context - longest,
+        engine=made.engine,
     )
 
 

@@ -23,6 +23,7 @@ from service.errors import (
 _CONVERGE_SECONDS = 300.0
 _POLL_SECONDS = 0.5
 _REMEMBERED = 32
+_UNDER_WAY = "another swap is under way; wait for its end"
 _log = logging.getLogger("espalier.checkpoints")
 
 
@@ -61,6 +62,7 @@ class Swapper:
         ref = CheckpointRef(name=name, digest=artifact.digest)
         record = await self._record(generation)
         if record is not None and record.wanted.digest == ref.digest and self._serves(ref):
+            await self._refuse_a_second()
             return self._remember(self._operation("activate", ref, "done", record.generation))
         return await self._start("activate", ref, record)
 
@@ -112,6 +114,11 @@ class Swapper:
             raise StaleGenerationError(f"the generation is {current}, not {generation}; look again")
         return record
 
+    async def _refuse_a_second(self) -> None:
+        busy = self.leading is not None
+        if busy or (not self._local.folder.alone and await self._fleet.under_way()):
+            raise SwapError(_UNDER_WAY)
+
     def _serves(self, ref: CheckpointRef) -> bool:
         return self._local.serving is not None and self._local.serving.digest == ref.digest
 
@@ -122,7 +129,7 @@ class Swapper:
             raise SwapError("this service was given one artifact, not a folder of them; nothing to swap")
         operation = self._operation(action, ref, "verifying")
         if self._local.lock.locked() or not await self._fleet.begin(operation):
-            raise SwapError("another swap is under way; wait for its end")
+            raise SwapError(_UNDER_WAY)
         self._remember(operation)
         self._task = asyncio.create_task(self._run(operation.operation_id, ref, record))
         return operation
