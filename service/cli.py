@@ -1,4 +1,4 @@
-"""`espalier serve` and `espalier histories import`.
+"""`espalier serve`, `espalier histories import` and `espalier checkpoints list|activate|rollback`.
 
 The `espalier` command mounts this file, so it imports nothing heavy until a command runs.
 """
@@ -14,14 +14,22 @@ import typer
 app = typer.Typer(no_args_is_help=True)
 histories = typer.Typer(no_args_is_help=True, help="Users' histories in Redis.")
 app.add_typer(histories, name="histories")
+checkpoints = typer.Typer(no_args_is_help=True, help="Which checkpoint a running service serves.")
+app.add_typer(checkpoints, name="checkpoints")
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+_Url = Annotated[str, typer.Option(help="Where the service is.", envvar="ESPALIER_URL")]
+_Token = Annotated[
+    Path | None,
+    typer.Option(help="File with the admin token.", envvar="ESPALIER_ADMIN_TOKEN_FILE"),
+]
+_HERE = "http://127.0.0.1:8000"
 
 
 @app.command()
 def serve(
     artifacts: Annotated[Path, typer.Argument(help="An artifact, or a folder of artifacts.")],
-    engine: Annotated[str | None, typer.Option(help="What runs the model: native.")] = None,
+    engine: Annotated[str | None, typer.Option(help="What runs the model: native or vllm.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to bind. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to bind; 0: a free one. [default: 8000]")] = None,
     redis: Annotated[
@@ -106,3 +114,53 @@ def import_dataset(
         typer.echo(json.dumps(asdict(done)))
     else:
         typer.echo(f"{done.users} users, {done.events} events, {done.accepted} of them new")
+
+
+@checkpoints.command("list")
+def list_checkpoints(url: _Url = _HERE, token_file: _Token = None, as_json: _Json = False) -> None:
+    """Lists what can be served, and what is."""
+    from service.checkpoints.client import CheckpointClient
+
+    found = CheckpointClient(url, token_file).list()
+    if as_json:
+        typer.echo(found.model_dump_json())
+        return
+    for checkpoint in found.checkpoints:
+        size = f"{checkpoint.size_bytes / 1e6:.1f} MB"
+        typer.echo(f"{checkpoint.state:9}  {checkpoint.name}  {checkpoint.digest[:12]}  {size}")
+    for replica in found.replicas:
+        serving = "nothing" if replica.serving is None else replica.serving.name
+        typer.echo(f"replica {replica.replica} serves {serving} (generation {replica.generation})")
+
+
+@checkpoints.command("activate")
+def activate(
+    name: Annotated[str, typer.Argument(help="Name of an artifact in the service's folder.")],
+    url: _Url = _HERE,
+    token_file: _Token = None,
+    as_json: _Json = False,
+) -> None:
+    """Serves another checkpoint, without losing a request."""
+    from urllib.parse import quote
+
+    _exchange(f"/checkpoints/{quote(name, safe='')}/activate", url, token_file, as_json)
+
+
+@checkpoints.command("rollback")
+def rollback(url: _Url = _HERE, token_file: _Token = None, as_json: _Json = False) -> None:
+    """Goes back to the newest earlier checkpoint that is another one."""
+    _exchange("/checkpoints/rollback", url, token_file, as_json)
+
+
+def _exchange(path: str, url: str, token_file: Path | None, as_json: bool) -> None:
+    from service.checkpoints.client import CheckpointClient
+
+    ended = CheckpointClient(url, token_file).exchange(path, lambda step: typer.echo(f"{step} …", err=True))
+    if as_json:
+        typer.echo(ended.model_dump_json())
+    else:
+        typer.echo(f"{ended.step}: {ended.checkpoint.name} serves (generation {ended.generation})")
+        for straggler in ended.stragglers:
+            typer.echo(f"not on {straggler.replica}: {straggler.reason}")
+    if ended.stragglers:
+        raise typer.Exit(1)

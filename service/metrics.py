@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from recommender.artifact import Manifest
 from service.checkpoints.holder import ModelHolder
 from service.engine.protocol import LoadedModel, Ranking
+from service.engine.vllm.process import REASONS
 from service.memory import memory_limit_bytes, resident_bytes
 
 _BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -86,6 +87,12 @@ class Metrics:
             registry=registry,
             buckets=_SWAP_BUCKETS,
         )
+        self.engine_failures = Counter(
+            "espalier_engine_failures_total",
+            "Times that vLLM's process was lost: died, killed, hung, memory, or start.",
+            ("reason",),
+            registry=registry,
+        )
         self.generation = Gauge(
             "espalier_generation",
             "The fleet's checkpoint counter: the one that is wanted, and the one that this replica serves.",
@@ -104,6 +111,8 @@ class Metrics:
         # Series exist before their first event: a rate over a series that begins at 1 misses it.
         for stage in _STAGES:
             self.stage_duration.labels(stage)
+        for reason in REASONS:
+            self.engine_failures.labels(reason)
         for outcome in ("done", "failed"):
             self.swaps.labels(outcome)
         for state in ("wanted", "serving"):

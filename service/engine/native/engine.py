@@ -30,6 +30,10 @@ class NativeEngine:
         return self._thread.is_alive() and not self._scheduler.ended
 
     @property
+    def obstacle(self) -> str | None:
+        return None if self.alive else "the engine is dead"
+
+    @property
     def waiting(self) -> int:
         return self._scheduler.waiting
 
@@ -62,6 +66,9 @@ class NativeEngine:
             raise DeadlineError("the deadline passed before the ranking was done") from error
         finally:
             job.abandoned = True
+
+    async def own_metrics(self) -> None:
+        return None
 
     async def close(self) -> None:
         self._scheduler.close()
