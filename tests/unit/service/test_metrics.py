@@ -73,7 +73,7 @@ async def test_labels_name_neither_users_nor_items(scraped: dict[str, Any]) -> N
     labels = {label for _, *pairs in scraped for label, _ in pairs}
     assert labels <= {
         "route", "status", "stage", "le", "reason", "strategy", "degraded", "operation", "outcome",
-        "part", "kind", "state", "name", "digest", "version", "python",
+        "part", "kind", "state", "name", "digest", "version", "python", "measure", "of",
     }  # fmt: skip
 
 
