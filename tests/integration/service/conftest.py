@@ -51,14 +51,14 @@ def start_service(served_artifact: Artifact, tmp_path: Path) -> Iterator[StartSe
     """`start_service("--redis", url, NAME="value")`: waits until it says where it serves."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str, **environment: str) -> Service:
+    def start(*arguments: str, artifacts: Path = served_artifact.path, **environment: str) -> Service:
         log = tmp_path / f"service-{len(started)}.log"
         variables = {
             "ESPALIER_STATE_DIR": str(tmp_path / "state"),
             "ESPALIER_REDIS_TIMEOUT_S": "2",  # a busy machine is no slow Redis
             "ESPALIER_DEADLINE_S": "30",
         }
-        command = [sys.executable, "-m", "espalier", "serve", str(served_artifact.path)]
+        command = [sys.executable, "-m", "espalier", "serve", str(artifacts)]
         with log.open("w") as stderr:
             process = subprocess.Popen(
                 [*command, "--port", "0", "--json", *arguments],
