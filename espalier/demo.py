@@ -24,6 +24,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from recommender.errors import EspalierError
@@ -161,9 +162,9 @@ def _recommendation(url: str, history: list[dict[str, Any]]) -> Table:
     table.add_column("recommended next")
     table.add_column("log-probability", justify="right")
     for row in range(max(len(stored), len(answer["items"]))):
-        liked = stored[row]["title"] if row < len(stored) else ""
+        liked = escape(stored[row]["title"]) if row < len(stored) else ""
         item = answer["items"][row] if row < len(answer["items"]) else None
-        table.add_row(liked, *((item["title"], f"{item['score']:.3f}") if item else ("", "")))
+        table.add_row(liked, *((escape(item["title"]), f"{item['score']:.3f}") if item else ("", "")))
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rich.markup import escape
 from rich.table import Table
 
 from pruning.pipeline.results import Contender, Figures, RunReport
@@ -121,8 +122,9 @@ def _quality_cells(contender: Contender) -> list[str]:
 
 
 def _interval(interval: Interval) -> str:
-    return f"{interval.value:.4f} [{interval.low:.4f}, {interval.high:.4f}]"
+    # Escaped, since rich would take "[nan, nan]" for a style.
+    return escape(f"{interval.value:.4f} [{interval.low:.4f}, {interval.high:.4f}]")
 
 
 def _ratio(interval: Interval) -> str:
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    return escape(f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
