@@ -74,13 +74,13 @@ async def test_an_empty_folder_waits_for_the_first_artifact(
         assert [found["state"] for found in listed["checkpoints"]] == ["available", "serving"]
 
 
-async def test_of_several_none_is_guessed(swapping: Any, put: Callable[..., Path]) -> None:
+async def test_of_several_none_is_guessed(swapping: Any, put: Callable[..., Path], tmp_path: Path) -> None:
     put("tiny"), put("other")
     async with swapping() as client:
         assert "several artifacts (other, tiny)" in await ready(client)
         assert (await activate(client, "other"))["generation"] == 1  # an operator may choose, too
         assert await served(client) == ("other", None)
-    async with swapping(checkpoint="nobody", state_dir=Path("elsewhere")) as client:
+    async with swapping(checkpoint="nobody", state_dir=tmp_path / "elsewhere") as client:
         assert await served(client) == ("other", None)  # the fleet's record says so
 
 
