@@ -1,15 +1,15 @@
 // Live curves out of /metrics: no server keeps them, the page remembers the last minutes.
 
-import { draw } from "./chart.js";
+import { binary, draw, linear } from "./chart.js";
 import { byId, milliseconds, size } from "./dom.js";
 
 const EVERY_MS = 2000;
 const KEPT = 90;
 const WINDOW = 5; // samples: quantiles are of the last ten seconds
 const QUANTILES = { p50: 0.5, p95: 0.95, p99: 0.99 };
-const KINDS = ["process", "weights", "kv_cache", "trie", "accelerator"];
+const KINDS = { process: "process", weights: "weights", "KV cache": "kv_cache", trie: "trie", accelerator: "accelerator" };
 const latency = { p50: [], p95: [], p99: [] };
-const memory = Object.fromEntries(KINDS.map((kind) => [kind, []]));
+const memory = Object.fromEntries(Object.keys(KINDS).map((name) => [name, []]));
 const seen = []; // cumulative buckets, newest last
 
 export function start() {
@@ -27,13 +27,13 @@ async function poll() {
   seen.push(buckets(samples));
   if (seen.length > WINDOW + 1) seen.shift();
   for (const [name, q] of Object.entries(QUANTILES)) keep(latency[name], quantile(seen[0], seen.at(-1), q));
-  for (const kind of KINDS) {
+  for (const [name, kind] of Object.entries(KINDS)) {
     const found = samples.find((s) => s.name === "espalier_memory_bytes" && s.labels.kind === kind);
-    keep(memory[kind], found ? found.value : null);
+    keep(memory[name], found?.value || null); // nothing of 0 bytes has a place on a logarithmic scale
   }
   const seconds = Math.round(((latency.p50.length - 1) * EVERY_MS) / 1000);
-  draw(byId("latency"), latency, milliseconds, seconds);
-  draw(byId("memory"), memory, size, seconds);
+  draw(byId("latency"), latency, milliseconds, seconds, linear);
+  draw(byId("memory"), memory, size, seconds, binary);
 }
 
 function keep(line, value) {
