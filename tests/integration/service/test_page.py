@@ -156,7 +156,8 @@ CONTRAST = """() => {
   const ground = (e) => { while (e) { const c = getComputedStyle(e).backgroundColor; const p = parse(c);
     if (p.length === 3 || p[3] === 1) return c; e = e.parentElement; } return "rgb(255, 255, 255)"; };
   return [...document.querySelectorAll("body *")].filter((e) => e.checkVisibility()
-    && !e.closest("dialog") && !e.disabled && [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()))
+    && !e.closest("dialog") && !e.disabled
+    && [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()))
     .map((e) => { const s = getComputedStyle(e); const ink = e.closest("svg") ? s.fill : s.color;
       const [a, b] = [light(ink), light(ground(e))].sort((x, y) => y - x);
       return [e.textContent.trim().slice(0, 40), (a + 0.05) / (b + 0.05)]; })
