@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 import redis
-from served_artifact import write_served_artifact
+from served_artifact import write_other_artifact, write_served_artifact
 
 from recommender.artifact import Artifact
 
@@ -27,7 +27,7 @@ class Service:
 
     process: subprocess.Popen[str]
     url: str
-    model: str
+    model: str | None
     log: Path
 
     def client(self) -> httpx.Client:
@@ -46,9 +46,22 @@ def served_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return write_served_artifact(tmp_path_factory)
 
 
+@pytest.fixture(scope="session")
+def other_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return write_other_artifact(tmp_path_factory)
+
+
+@pytest.fixture
+def two_artifacts(served_artifact: Artifact, other_artifact: Artifact, tmp_path: Path) -> Path:
+    """A folder with `tiny` and `other`, of another shape, vocabulary and catalogue."""
+    for artifact in (served_artifact, other_artifact):
+        shutil.copytree(artifact.path, tmp_path / "artifacts" / artifact.path.name)
+    return tmp_path / "artifacts"
+
+
 @pytest.fixture
 def start_service(served_artifact: Artifact, tmp_path: Path) -> Iterator[StartService]:
-    """`start_service("--redis", url, NAME="value")`: waits until it says where it serves."""
+    """`start_service("--redis", url, artifacts=folder, NAME="value")`; waits until it says where it is."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, artifacts: Path = served_artifact.path, **environment: str) -> Service:

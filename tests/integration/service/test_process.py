@@ -129,7 +129,8 @@ def test_two_services_do_not_share_a_folder(start_service: Callable[..., Any], t
         (["{artifact}"], {"ESPALIER_API_KEYS_FILE": "/nowhere"}, "cannot be read"),
         (["{artifact}"], {"ESPALIER_DEADLINE_S": "0"}, "ESPALIER_DEADLINE_S"),
         (["/nowhere"], {}, "no such folder"),
-        (["{empty}"], {}, "no artifact in it"),
+        (["{artifact}"], {"WEB_CONCURRENCY": "2"}, "one process serves one model"),
+        (["{artifact}"], {"ESPALIER_ADMIN_TOKEN_FILE": "/nowhere"}, "ESPALIER_ADMIN_TOKEN_FILE"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(
@@ -142,7 +143,6 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         places = {
             "artifact": served_artifact.path,
-            "empty": tmp_path,
             "taken": taken.getsockname()[1],
         }
         filled = [argument.format(**places) for argument in arguments]

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import SettingsError
-from service.server import refuse_open_door
+from service.server import refuse_many_workers, refuse_open_door
 from service.settings import Settings
 
 
@@ -19,3 +19,11 @@ def test_the_network_needs_keys_or_a_clear_wish(host: str, tmp_path: Path) -> No
     refuse_open_door(Settings(artifacts=Path(), host=host, insecure=True))
     (tmp_path / "keys").write_text("k")
     refuse_open_door(Settings(artifacts=Path(), host=host, api_keys_file=tmp_path / "keys"))
+
+
+def test_several_workers_are_refused() -> None:
+    refuse_many_workers({})
+    refuse_many_workers({"WEB_CONCURRENCY": "1"})
+    for workers in ("2", "0", "many"):
+        with pytest.raises(SettingsError, match="WEB_CONCURRENCY"):
+            refuse_many_workers({"WEB_CONCURRENCY": workers})
