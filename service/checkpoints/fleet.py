@@ -14,9 +14,11 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from recommender.errors import first_problem
 from service.checkpoints.schemas import FleetRecord, Operation, Replica
 from service.errors import FleetUnavailableError
 
@@ -79,7 +81,13 @@ class Fleet:
     async def read(self) -> FleetRecord | None:
         """The record; None: there is none."""
         found = await self._ask(self._client.get(_PREFIX + "record"))
-        return None if found is None else FleetRecord.model_validate_json(found)
+        try:
+            return None if found is None else FleetRecord.model_validate_json(found)
+        except ValidationError as error:
+            detail = first_problem(error)
+            raise FleetUnavailableError(
+                f"{_PREFIX}record is damaged ({detail}); delete it: the replicas write it anew"
+            ) from error
 
     async def write(self, expected: int, record: FleetRecord) -> bool:
         """Writes the record if the one in place is of the expected generation (0: none is there)."""

@@ -31,6 +31,8 @@ class Follower:
         self._told: Replica | None = None
         self._told_at = float("-inf")
         self._tried_at = float("-inf")
+        self._refused = False
+        self._blind = ""
         self._converging: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
@@ -63,7 +65,10 @@ class Follower:
         """Watches the record and tells that this replica lives, for ever."""
         try:
             while True:
-                await self.tick()
+                try:
+                    await self.tick()
+                except Exception:  # one bad look must not be the last one
+                    _log.exception("a look at the fleet failed")
                 await asyncio.sleep(WATCH_SECONDS)
         finally:
             if self._converging is not None:
@@ -77,7 +82,11 @@ class Follower:
         try:
             await self._watch()
         except FleetUnavailableError as error:
-            _log.debug("the fleet is out of sight: %s", error)
+            if str(error) != self._blind:
+                _log.warning("the fleet is out of sight: %s", error)
+            self._blind = str(error)
+        else:
+            self._blind = ""
         try:
             self._start_converging()
             await self._beat()
@@ -99,7 +108,8 @@ class Follower:
         if local.converged() or local.lock.locked():
             return
         new = local.record is not None and local.record.generation != local.failed_generation
-        if new or now - self._tried_at >= (_RETRY_SECONDS if local.record is not None else 0):
+        looking = local.record is None and not self._refused  # a look at the folder costs little
+        if new or looking or now - self._tried_at >= _RETRY_SECONDS:
             self._tried_at = now
             work = self._serve_first() if local.record is None else self._converge()
             self._converging = asyncio.create_task(work)
@@ -114,7 +124,7 @@ class Follower:
             local.failed(error)
 
     async def _serve_first(self) -> None:
-        local = self._local
+        local, ref = self._local, None
         try:
             async with local.lock:
                 ref = await self._choose_first()
@@ -124,8 +134,10 @@ class Follower:
                 await local.exchange(ref, _tell_nobody, _commit_nothing)
                 await local.adopt(FleetRecord(generation=1, wanted=ref))
         except Exception as error:
+            self._refused = ref is not None
+            if str(error) != local.models.absence:
+                _log.warning("nothing serves: %s", error)
             local.models.absence = str(error)
-            _log.warning("nothing serves: %s", error)
 
     async def _fall_back(self, last_good: CheckpointRef | None) -> None:
         """Serves the newest of the earlier checkpoints that still can, else the first there is."""

@@ -1,6 +1,7 @@
 """Starts, restarts and replicas that follow one record, each an app of its own on one Valkey."""
 
 import asyncio
+import json
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import httpx
 import pytest
 import redis
 
-from recommender.artifact import Artifact
+from recommender.artifact import MANIFEST, Artifact
 from service.checkpoints import follow
 from service.checkpoints.schemas import CheckpointRef, FleetRecord
 from service.services import Services
@@ -202,6 +203,45 @@ async def test_a_replica_that_cannot_follow_is_named(
         assert "no such checkpoint" in straggler["reason"]
         assert await served(first) == ("other", None)
         assert await served(second) == ("tiny", "checkpoint_fallback")
+
+
+async def test_a_damaged_record_swaps_nothing_and_heals_when_it_is_deleted(
+    swapping: Any, put: Callable[..., Path], empty_valkey: str
+) -> None:
+    put("tiny"), put("other")
+    async with swapping(checkpoint="tiny") as client:
+        with redis.Redis.from_url(empty_valkey) as server:
+            server.set(RECORD, '{"generation": 9}')
+            refused = await client.post("/checkpoints/other/activate", headers=ADMIN)
+            assert refused.status_code == 503
+            assert "record is damaged (wanted: Field required)" in refused.json()["detail"]
+            assert await served(client) == ("tiny", None)
+            server.delete(RECORD)
+
+            async def is_published() -> bool:
+                return bool(server.exists(RECORD))
+
+            await until(is_published)
+        assert (await activate(client, "other"))["generation"] == 2
+
+
+async def test_an_artifact_that_gives_other_answers_is_named_while_nothing_serves(
+    swapping: Any, put: Callable[..., Path]
+) -> None:
+    manifest = put("tiny") / MANIFEST
+    content = json.loads(manifest.read_bytes())
+    content["reference"][0]["scores"][0] += 0.5
+    manifest.write_text(json.dumps(content))
+    async with swapping() as client:
+        assert "reference request 1 gives" in await ready(client)
+        shutil.rmtree(manifest.parent.parent)
+        put("other")
+
+        async def is_ready() -> bool:
+            return await ready(client) == "ready"
+
+        await until(is_ready)
+        assert await served(client) == ("other", None)
 
 
 async def test_two_writers_of_one_generation_do_not_both_win(
