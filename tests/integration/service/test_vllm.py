@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import string
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from recommender.search.frontier import Query
 from service.checkpoints.loading import load_model
 from service.engine.making import vllm_maker
 from service.engine.protocol import LoadedModel, Ranking, RankRequest
+from service.engine.vllm.search import FIRST_LISTED
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -40,9 +42,11 @@ PLACES = (
     "Yew",
 )
 THINGS = ("Castle", "Garden", "Harbour", "Island", "Journey", "Kingdom", "Legend", "Mystery", "Winter")
+# More first tokens than a row lists at once, so that the unlisted rest matters too.
+INITIALS = string.ascii_letters + string.digits + string.punctuation
 TITLES = [
     f"{place} {thing}{part}" for place in PLACES for thing in THINGS for part in ("", " II", ": the Return")
-]
+] + [f"{initial}{number} Road" for initial in INITIALS for number in (1, 2)]
 # Histories of every length that the window knows, short and long.
 HISTORIES = [
     tuple((7 * start + 13 * step) % len(TITLES) for step in range(start % 20)) for start in range(50)
@@ -98,7 +102,9 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture(scope="module")
 def ranker(artifact: Artifact) -> Ranker:
-    return Ranker.from_artifact(artifact)
+    ranker = Ranker.from_artifact(artifact)
+    assert len(ranker.trie.children(0)) > FIRST_LISTED
+    return ranker
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
