@@ -42,5 +42,5 @@ check: $(READY) ## Format, lint, types, import walls
 test: $(READY) ## Every test that can run here (ARGS=... for pytest)
 	$(BIN)/pytest --cov --cov-report=term:skip-covered $(ARGS)
 
-clean: ## Remove the environment and caches; data and artifacts stay
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
+clean: ## Remove the environments and caches; data and artifacts stay
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
