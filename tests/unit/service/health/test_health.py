@@ -48,6 +48,10 @@ async def test_without_a_model_it_lives_but_is_not_ready(client: httpx.AsyncClie
     assert (response.status_code, response.json()["type"]) == (503, "urn:espalier:problem:no-checkpoint")
 
 
+async def test_metrics_of_a_library_that_is_not_there(client: httpx.AsyncClient) -> None:
+    assert await status(client, "/metrics/vllm") == (404, "the engine is not vLLM")
+
+
 async def test_draining_is_not_ready(client: httpx.AsyncClient) -> None:
     services_of(client).readiness.draining = True
     assert await status(client, "/readyz") == (503, "draining")
