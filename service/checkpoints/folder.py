@@ -47,7 +47,7 @@ class ArtifactFolder:
     def list(self) -> dict[str, Artifact]:
         """The whole artifacts by name, in the order of their names."""
         with self._lock:
-            entries = [self.root] if self.alone else sorted(self.root.iterdir())
+            entries = [self.root] if self.alone else _entries(self.root)
             self._verdicts = {
                 entry: self._judge(entry)
                 for entry in entries
@@ -100,6 +100,14 @@ class ArtifactFolder:
         except (ArtifactError, OSError):  # OSError: it is being changed or removed under our eyes
             return _Verdict(signature, None)
         return _Verdict(signature, artifact)
+
+
+def _entries(root: Path) -> list[Path]:
+    """What is in the folder now: nothing while its volume is away."""
+    try:
+        return sorted(root.iterdir())
+    except OSError:
+        return []
 
 
 def _signature(path: Path) -> _Signature:

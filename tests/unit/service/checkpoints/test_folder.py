@@ -31,6 +31,8 @@ def test_what_is_dropped_in_appears_and_what_is_removed_goes(
     assert list(folder.list()) == ["one"]
     shutil.rmtree(tmp_path / "one")
     assert folder.list() == {}
+    shutil.rmtree(tmp_path)  # a volume that went away
+    assert folder.list() == {}
 
 
 def test_a_half_copied_one_is_left_out_until_it_is_whole(served_artifact: Artifact, tmp_path: Path) -> None:
