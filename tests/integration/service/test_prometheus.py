@@ -15,9 +15,6 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from served_artifact import write_other_artifact
-
-from recommender.artifact import Artifact
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 CLIENTS = 8
@@ -141,25 +138,17 @@ def panel_queries() -> dict[str, str]:
     }
 
 
-@pytest.fixture
-def folder(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, served_artifact: Artifact) -> Path:
-    """A folder of two artifacts: tiny, other."""
-    for artifact in (served_artifact, write_other_artifact(tmp_path_factory)):
-        shutil.copytree(artifact.path, tmp_path / "artifacts" / artifact.path.name)
-    return tmp_path / "artifacts"
-
-
 @pytest.mark.redis
 @pytest.mark.prometheus
 @pytest.mark.slow
 def test_every_panel_has_data_and_every_alert_has_series(
-    start_service: Any, redis_server: Any, scrape: Any, folder: Path, tmp_path: Path
+    start_service: Any, redis_server: Any, scrape: Any, two_artifacts: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "token").write_text("root")
     service = start_service(
         "--redis",
         redis_server.url,
-        artifacts=folder,
+        artifacts=two_artifacts,
         ESPALIER_CHECKPOINT="tiny",
         ESPALIER_ADMIN_TOKEN_FILE=str(tmp_path / "token"),
         ESPALIER_MAX_BATCH="1",
