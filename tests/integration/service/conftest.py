@@ -89,8 +89,12 @@ def start_service(served_artifact: Artifact, tmp_path: Path) -> Iterator[StartSe
     yield start
     for process in started:
         if process.poll() is None:
-            process.kill()
-            process.wait(timeout=30)
+            process.terminate()  # killed, it would leave its Valkey behind
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(timeout=30)
         assert process.stdout is not None
         process.stdout.close()
 
