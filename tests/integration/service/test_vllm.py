@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import string
 import time
@@ -9,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import pytest_asyncio
 import torch
@@ -205,13 +207,55 @@ def test_a_killed_child_makes_the_service_unready_until_the_next_one_ranks(
     assert "ended by SIGKILL" in service.log.read_text()
 
 
+def test_a_swap_to_another_shape_starts_a_second_child_and_ends_the_first(
+    start_service: Callable[..., Any],
+    artifact: Artifact,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    shape = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 32}
+    smaller = write_served_artifact(tmp_path_factory, "smaller", TITLES[:200], seed=5, **shape)
+    folder = tmp_path / "folder"
+    shutil.copytree(artifact.path, folder / "grove")
+    shutil.copytree(smaller.path, folder / "smaller")
+    (tmp_path / "token").write_text("root\n")
+    service = start_service(
+        *("--engine", "vllm"),
+        artifacts=folder,
+        ESPALIER_VLLM_PYTHON=str(vllm_python()),
+        ESPALIER_CHECKPOINT="grove",
+        ESPALIER_ADMIN_TOKEN_FILE=str(tmp_path / "token"),
+    )
+    first = _child_of(service.process.pid)
+    with httpx.Client(base_url=service.url, timeout=180) as client:
+        done = client.post(
+            "/checkpoints/smaller/activate?wait=true", headers={"Authorization": "Bearer root"}
+        )
+        assert done.json()["step"] == "done", done.text
+        answer = client.post("/recommend", json={"history": ["g1", "g2"], "k": 3}).json()
+        assert answer["model"] == smaller.identity
+        ranker = Ranker.from_artifact(smaller)
+        query = Query(ranker.prompt((1, 2)), 3, ranker.filter(ranker.same_title((1, 2))))
+        expected = ranker.items(ranker.search.rank([query])[0], query)
+        assert [item["score"] for item in answer["items"]] == pytest.approx(
+            [item.score for item in expected], abs=SCORES
+        )
+        # An ending that was meant is no failure.
+        assert 'espalier_engine_failures_total{reason="killed"} 0.0' in client.get("/metrics").text
+    assert not Path(f"/proc/{first}").exists()
+    assert _child_of(service.process.pid) != first
+
+
 def _child_of(service: int) -> int:
-    """The child process that holds vLLM."""
-    for file in Path("/proc").glob(f"{service}/task/*/children"):
-        for child in file.read_text().split():
-            if b"service.engine.vllm.child" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return int(child)
-    raise AssertionError("the service has no vLLM child")
+    """The one child process that holds vLLM."""
+    children = [
+        int(child)
+        for file in Path("/proc").glob(f"{service}/task/*/children")
+        for child in file.read_text().split()
+        if b"service.engine.vllm.child" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+    assert len(children) == 1
+    return children[0]
 
 
 def _wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
