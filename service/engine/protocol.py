@@ -98,8 +98,8 @@ class Engine(Protocol):
         """
         ...
 
-    async def own_metrics(self) -> str | None:
-        """What the library that runs the model measures, in Prometheus' text format; None: nothing.
+    async def own_metrics(self) -> str:
+        """What the library that runs the model measures, in Prometheus' text format; empty: nothing.
 
         Raises:
             EngineError: it cannot tell now.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.errors import EngineError, NotReadyError
@@ -47,12 +47,10 @@ async def metrics(request: Request) -> Response:
 @router.get(
     "/metrics/vllm",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {}}}, **documented(404, 503)},
+    responses={200: {"content": {"text/plain": {}}}, **documented(503)},
 )
 async def vllm_metrics(services: CurrentServices) -> Response:
-    """What vLLM itself measures, when it is the engine."""
+    """What vLLM itself measures; nothing when it is not the engine, so that one scrape fits both."""
     async with services.models.lease() as model:
         text = await model.engine.own_metrics()
-    if text is None:
-        raise HTTPException(404, "the engine is not vLLM")
     return Response(text, media_type=CONTENT_TYPE_LATEST)

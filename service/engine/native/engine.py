@@ -67,8 +67,8 @@ class NativeEngine:
         finally:
             job.abandoned = True
 
-    async def own_metrics(self) -> None:
-        return None
+    async def own_metrics(self) -> str:
+        return ""
 
     async def close(self) -> None:
         self._scheduler.close()
