@@ -1,0 +1,146 @@
+#!/usr/bin/env bash
+# Brings the compose file up as an operator would, and looks that it keeps what docs/deploy.md promises.
+#
+#   tests/e2e/compose.sh            the images must exist: `docker compose build` makes them
+#   ARTIFACT=DIR tests/e2e/compose.sh   copies this artifact in as `demo`, instead of training the demo's
+#
+# It runs under a project name and ports of its own and removes what it made. An image of somebody
+# else's that is not here (Grafana's, say) is left out and named.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+
+export ESPALIER_PORT=18000 PROMETHEUS_PORT=19090 GRAFANA_PORT=13000
+export COMPOSE_PROJECT_NAME=espalier-e2e
+unset ESPALIER_ARTIFACTS ESPALIER_CHECKPOINT
+url=http://127.0.0.1:$ESPALIER_PORT
+demo_seconds=2400
+
+if docker compose version >/dev/null 2>&1; then compose() { docker compose "$@"; }; else compose() { docker-compose "$@"; }; fi
+
+passed=0 failed=0 skipped=0
+check() { # TITLE COMMAND…
+    local title=$1; shift
+    if "$@"; then passed=$((passed + 1)); echo "ok      $title"; else failed=$((failed + 1)); echo "FAILED  $title"; fi
+}
+skip() { skipped=$((skipped + 1)); echo "skipped $1"; }
+finish() {
+    if [ "$failed" -gt 0 ]; then compose logs --no-color --tail 20 service pruning; fi
+    compose down --volumes --timeout 30 >/dev/null 2>&1
+    echo "$passed passed, $failed failed, $skipped skipped"
+    [ "$failed" -eq 0 ]
+}
+trap 'finish; exit $?' EXIT
+
+within() { # SECONDS COMMAND…: until it succeeds
+    local deadline=$((SECONDS + $1)); shift
+    until "$@"; do
+        [ $SECONDS -lt $deadline ] || return 1
+        sleep 1
+    done
+}
+# A field of the JSON on standard input, as a Python expression on `answer`.
+field() { python3 -c "import json, sys; answer = json.load(sys.stdin); print($1)"; }
+call() { curl -sS --max-time 20 -H "Authorization: Bearer $key" -H 'Content-Type: application/json' "$@"; }
+admin() { curl -sS --max-time 120 -H "Authorization: Bearer $token" -H 'Content-Type: application/json' "$@"; }
+status() { curl -s -o /dev/null --max-time 20 -w '%{http_code}' "$@"; }
+ready() { [ "$(status "$url/readyz")" = 200 ]; }
+secret() { compose exec -T service cat "/secrets/$1"; }
+model() { call "$url/recommend" -d '{"user_id": "e2e", "k": 5}' | field "answer['model']"; }
+history_of_e2e() { call "$url/users/e2e/history" | field "[item['item_id'] for item in answer['items']]"; }
+container() { compose ps -q "$1"; }
+inspect() { docker inspect --format "$2" "$(container "$1")"; }
+
+up() {
+    local services=(secrets redis service pruning prometheus)
+    if docker image inspect "$(sed -n 's/^ *image: \(grafana.*\)/\1/p' docker-compose.yml)" >/dev/null 2>&1; then
+        services+=(grafana)
+    fi
+    compose up --detach --no-build "${services[@]}" >/dev/null 2>&1
+}
+
+serves_from_nothing() { # 503 and the reason, before there is an artifact
+    curl -s --max-time 5 "$url/readyz" | grep -q 'no checkpoint'
+}
+prometheus_sees() { # every target is up, the service among them
+    curl -s "http://127.0.0.1:$PROMETHEUS_PORT/api/v1/targets" | field "
+sorted({target['health'] for target in answer['data']['activeTargets']}) == ['up']
+and any(':8000/metrics' in target['scrapeUrl'] for target in answer['data']['activeTargets'])" | grep -q True
+}
+only_loopback() { # what is published, and to whom
+    ! docker ps --filter "label=com.docker.compose.project=$COMPOSE_PROJECT_NAME" --format '{{.Ports}}' \
+        | tr ',' '\n' | grep -e '->' | grep -v '127\.0\.0\.1:'
+}
+confined() { # SERVICE: no root, no writable root, no capability
+    [ "$(inspect "$1" '{{.HostConfig.ReadonlyRootfs}} {{.HostConfig.CapDrop}}')" = 'true [ALL]' ] \
+        && [ "$(compose exec -T "$1" id -u)" != 0 ]
+}
+crash() { # the server dies as if it had run out of memory
+    compose exec -T service python -c "
+import os, pathlib
+for process in pathlib.Path('/proc').glob('[0-9]*'):
+    if process.name != '1' and b'serve' in (process / 'cmdline').read_bytes().split(b'\0'):
+        os.kill(int(process.name), 9)"
+}
+restarted() { [ "$(inspect service '{{.RestartCount}}')" -gt "$1" ] && ready; }
+
+compose down --volumes >/dev/null 2>&1
+if [ -n "${ARTIFACT:-}" ]; then
+    compose run --rm --no-deps -T --volume "$(realpath "$ARTIFACT"):/given:ro" pruning \
+        'cp -r /given artifacts/.given && mv artifacts/.given artifacts/demo' >/dev/null 2>&1
+    up
+    skip "without an artifact /readyz says so (ARTIFACT was given)"
+else
+    up
+    check "without an artifact /readyz says 503, no checkpoint" within 60 serves_from_nothing
+fi
+check "the service becomes ready by itself" within $demo_seconds ready
+if ! ready; then exit 1; fi
+
+key=$(secret api-keys) token=$(secret admin-token)
+check "a key is asked for" [ "$(status "$url/recommend" -H 'Content-Type: application/json' -d '{"history": []}')" = 401 ]
+items=$(call "$url/items?query=the&limit=3" | field "' '.join(item['item_id'] for item in answer['items'])")
+read -r first second third <<<"$items"
+events="{\"events\": [{\"item_id\": \"$first\", \"timestamp\": 1}, {\"item_id\": \"$second\", \"timestamp\": 2}, {\"item_id\": \"$third\", \"timestamp\": 3}]}"
+check "a history is accepted" [ "$(call "$url/users/e2e/events" -d "$events" | field "answer['accepted']")" = 3 ]
+answer=$(call "$url/recommend" -d '{"user_id": "e2e", "k": 10}')
+check "a recommendation comes from the model" \
+    [ "$(field "(answer['strategy'], len(answer['items']), answer['degraded'])" <<<"$answer")" = "('model', 10, None)" ]
+checkpoint=$(model) history=$(history_of_e2e)
+check "Prometheus' targets are up" within 60 prometheus_sees
+check "ports are published to loopback only" only_loopback
+for service in service redis prometheus; do check "$service is confined" confined $service; done
+if [ -n "$(container grafana)" ]; then
+    check "Grafana answers" within 120 [ "$(status "http://127.0.0.1:$GRAFANA_PORT/api/health")" = 200 ]
+else
+    skip "Grafana answers (its image is not here)"
+fi
+
+if [ "$(status -H "Authorization: Bearer $token" "$url/checkpoints")" = 404 ]; then
+    skip "a swap (this build has none)"
+else
+    # The same weights under another name are another checkpoint.
+    compose run --rm --no-deps -T pruning '
+        if test -d var/demo/run; then espalier export var/demo/run --out artifacts/second
+        else cp -r artifacts/demo artifacts/.second && mv artifacts/.second artifacts/second; fi' >/dev/null 2>&1
+    listed() { admin "$url/checkpoints" | grep -q '"second"'; }
+    check "an artifact dropped into the folder appears" within 30 listed
+    check "it is activated" [ "$(admin -X POST "$url/checkpoints/second/activate?wait=true" | field "answer['step']")" = done ]
+    check "it answers" [ "$(model)" != "$checkpoint" ]
+    check "the history outlives the swap" [ "$(history_of_e2e)" = "$history" ]
+    checkpoint=$(model)
+fi
+
+restarts=$(inspect service '{{.RestartCount}}')
+crash
+check "a killed service comes back" within 90 restarted "$restarts"
+check "with the same checkpoint" [ "$(model)" = "$checkpoint" ]
+check "with the same histories" [ "$(history_of_e2e)" = "$history" ]
+
+compose down --timeout 30 >/dev/null 2>&1
+up
+check "down and up: it becomes ready" within 120 ready
+check "down and up: the same keys" [ "$(secret api-keys)" = "$key" ]
+check "down and up: the same checkpoint" [ "$(model)" = "$checkpoint" ]
+check "down and up: the same histories" [ "$(history_of_e2e)" = "$history" ]
+nothing_to_do() { compose logs --no-color pruning | grep -q 'nothing to do'; }
+check "down and up: the demo is not made again" within 30 nothing_to_do
