@@ -64,9 +64,9 @@ def scrape(tmp_path: Path) -> Iterator[Any]:
         shutil.copytree(DEPLOY / "prometheus", folder)
         configuration = yaml.safe_load((folder / "prometheus.yml").read_text())
         configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-        (job,) = configuration["scrape_configs"]
-        del job["dns_sd_configs"]  # there is no such name here
-        job["static_configs"] = [{"targets": [target]}]
+        for job in configuration["scrape_configs"]:
+            del job["dns_sd_configs"]  # there is no such name here
+            job["static_configs"] = [{"targets": [target]}]
         (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
         with socket.create_server(("127.0.0.1", 0)) as free:
             address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -169,6 +169,8 @@ def test_every_panel_has_data_and_every_alert_has_series(
         for place, query in queries.items():
             wait_until(lambda query=query: prometheus.has_data(query), f"data for {place}: {query}")
 
+        for job in ("espalier", "espalier-vllm"):
+            wait_until(lambda job=job: prometheus.has_data(f'up{{job="{job}"}} == 1'), f"{job} is scraped")
         rules = [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
         for rule in rules:
             assert (rule["health"], rule.get("lastError")) == ("ok", None), rule["name"]
