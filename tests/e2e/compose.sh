@@ -50,8 +50,8 @@ history_of_e2e() { call "$url/users/e2e/history" | field "[item['item_id'] for i
 container() { compose ps -q "$1"; }
 inspect() { docker inspect --format "$2" "$(container "$1")"; }
 
-up() {
-    local services=(secrets redis service pruning prometheus)
+up() { # [pruning]
+    local services=(secrets redis service prometheus "$@")
     if docker image inspect "$(sed -n 's/^ *image: \(grafana.*\)/\1/p' docker-compose.yml)" >/dev/null 2>&1; then
         services+=(grafana)
     fi
@@ -84,14 +84,13 @@ for process in pathlib.Path('/proc').glob('[0-9]*'):
 restarted() { [ "$(inspect service '{{.RestartCount}}')" -gt "$1" ] && ready; }
 
 compose down --volumes >/dev/null 2>&1
+up $([ -n "${ARTIFACT:-}" ] || echo pruning)
+check "without an artifact /readyz says 503, no checkpoint" within 60 serves_from_nothing
 if [ -n "${ARTIFACT:-}" ]; then
-    compose run --rm --no-deps -T --volume "$(realpath "$ARTIFACT"):/given:ro" pruning \
+    given=$(mktemp -d) && cp -r "$ARTIFACT/." "$given" && chmod -R a+rX "$given"
+    compose run --rm --no-deps -T --volume "$given:/given:ro" pruning \
         'cp -r /given artifacts/.given && mv artifacts/.given artifacts/demo' >/dev/null 2>&1
-    up
-    skip "without an artifact /readyz says so (ARTIFACT was given)"
-else
-    up
-    check "without an artifact /readyz says 503, no checkpoint" within 60 serves_from_nothing
+    rm -r "$given"
 fi
 check "the service becomes ready by itself" within $demo_seconds ready
 if ! ready; then exit 1; fi
@@ -110,7 +109,8 @@ check "Prometheus' targets are up" within 60 prometheus_sees
 check "ports are published to loopback only" only_loopback
 for service in service redis prometheus; do check "$service is confined" confined $service; done
 if [ -n "$(container grafana)" ]; then
-    check "Grafana answers" within 120 [ "$(status "http://127.0.0.1:$GRAFANA_PORT/api/health")" = 200 ]
+    grafana_answers() { [ "$(status "http://127.0.0.1:$GRAFANA_PORT/api/health")" = 200 ]; }
+    check "Grafana answers" within 120 grafana_answers
 else
     skip "Grafana answers (its image is not here)"
 fi
@@ -118,10 +118,14 @@ fi
 if [ "$(status -H "Authorization: Bearer $token" "$url/checkpoints")" = 404 ]; then
     skip "a swap (this build has none)"
 else
-    # The same weights under another name are another checkpoint.
+    # The same weights under another name, told in the manifest, are another checkpoint.
     compose run --rm --no-deps -T pruning '
         if test -d var/demo/run; then espalier export var/demo/run --out artifacts/second
-        else cp -r artifacts/demo artifacts/.second && mv artifacts/.second artifacts/second; fi' >/dev/null 2>&1
+        else
+            cp -r artifacts/demo artifacts/.second
+            sed -i "s/\"name\": *\"demo\"/\"name\": \"second\"/" artifacts/.second/recommender/manifest.json
+            mv artifacts/.second artifacts/second
+        fi' >/dev/null 2>&1
     listed() { admin "$url/checkpoints" | grep -q '"second"'; }
     check "an artifact dropped into the folder appears" within 30 listed
     check "it is activated" [ "$(admin -X POST "$url/checkpoints/second/activate?wait=true" | field "answer['step']")" = done ]
@@ -137,7 +141,7 @@ check "with the same checkpoint" [ "$(model)" = "$checkpoint" ]
 check "with the same histories" [ "$(history_of_e2e)" = "$history" ]
 
 compose down --timeout 30 >/dev/null 2>&1
-up
+up pruning
 check "down and up: it becomes ready" within 120 ready
 check "down and up: the same keys" [ "$(secret api-keys)" = "$key" ]
 check "down and up: the same checkpoint" [ "$(model)" = "$checkpoint" ]
