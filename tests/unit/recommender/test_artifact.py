@@ -231,3 +231,8 @@ def test_retention_is_student_over_teacher() -> None:
         popularity_ndcg10=0.03,
     )
     assert quality.retention_ndcg10 == pytest.approx(0.9)
+
+
+def test_every_file_can_be_read_by_a_service_of_another_user(artifact: Artifact) -> None:
+    files = [path for path in artifact.path.rglob("*") if path.is_file()]
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in files)
