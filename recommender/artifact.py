@@ -146,7 +146,7 @@ def write_artifact(
         (folder / MANIFEST.parent).mkdir()
         catalogue.to_parquet(folder / CATALOGUE)
         trie.save(folder / TRIE)
-        (folder / TRIE).chmod(0o644)  # safetensors writes for the owner alone; a service may be another user
+        (folder / TRIE).chmod(0o644)  # safetensors writes for its owner alone, who need not serve
         files = {
             path.relative_to(folder).as_posix(): FileRecord(
                 sha256=sha256_of(path), size=path.stat().st_size
