@@ -80,6 +80,10 @@ def train(
     label_smoothing: Annotated[float, typer.Option(min=0, max=0.99)] = 0.0,
     tokens_per_batch: Annotated[int, typer.Option(min=16)] = 2048,
     patience: Annotated[int, typer.Option(min=1, help="Validations without a gain before it stops.")] = 3,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="float32 or bfloat16; default float32 from scratch, bfloat16 otherwise."),
+    ] = None,
     validation_rows: Annotated[int, typer.Option(min=1, help="Rows ranked at a validation.")] = 1000,
     seed: Annotated[int, typer.Option()] = 0,
     as_json: AsJson = False,
@@ -102,6 +106,7 @@ def train(
         weight_decay=weight_decay,
         tokens_per_batch=tokens_per_batch,
         patience=patience,
+        precision=precision or ("float32" if scratch else "bfloat16"),
         best_by="hr10",
         seed=seed,
     )

@@ -39,6 +39,7 @@ from pruning.training.windows import Window
 from recommender.storage import write_file
 
 _MARKER = "whole"
+Precision = Literal["float32", "bfloat16"]
 Validate = Callable[[PreTrainedModel], dict[str, float]]
 """Measures a model; the result has `loss` (nats per title) and may have `hr10`."""
 
@@ -54,6 +55,8 @@ class TrainingConfig(BaseModel):
         validations: how often in an epoch to validate and save; the last step always is.
         best_by: which validation figure chooses the checkpoint that is kept.
         max_steps: stop here whatever the epochs say (for a short try).
+        precision: what the forward and backward passes multiply in; weights, gradients and the loss
+            stay float32.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,6 +72,7 @@ class TrainingConfig(BaseModel):
     validations: Annotated[int, Field(ge=1)] = 1
     best_by: Literal["loss", "hr10"] = "loss"
     max_steps: Annotated[int, Field(ge=1)] | None = None
+    precision: Precision = "float32"
     seed: int = 0
 
 
@@ -123,6 +127,7 @@ def fit(
         sampler=sampler,
         objective=objective,
         validate=validate,
+        precision=config.precision,
         model=model,
         args=_arguments(config, folder, int(steps), min(interval, int(steps))),
         callbacks=[StopWhenStale(config.patience), Report(reporter)],
@@ -155,12 +160,14 @@ class _WindowTrainer(Trainer):
         sampler: TokenBudgetSampler,
         objective: Objective,
         validate: Validate,
+        precision: Precision,
         **trainer: Any,
     ) -> None:
         self._windows = windows
         self._sampler = sampler
         self._objective = objective
         self._validate = validate
+        self._precision = precision
         indices = WindowIndices(windows)
         # It refuses to validate without a data set, though `evaluate` brings its own.
         super().__init__(train_dataset=indices, eval_dataset=indices, **trainer)
@@ -177,10 +184,12 @@ class _WindowTrainer(Trainer):
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         batch: Batch = inputs["batch"].to(self.args.device)
-        logits_BTV = model(
-            input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
-        ).logits
-        loss = self._objective(batch.read(logits_BTV), batch)
+        # Not the Trainer's own switch: it leaves the model's forward wrapped for whoever uses it next.
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
+            logits_BTV = model(
+                input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
+            ).logits
+        loss = self._objective(batch.read(logits_BTV).float(), batch)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}; lower the learning rate"

@@ -176,3 +176,15 @@ def test_a_validation_loss_that_is_not_finite_ends_it(work: Work, tmp_path: Path
     validate = lambda _: {"loss": float("nan")}  # noqa: E731
     with pytest.raises(TrainingError, match="validation loss is nan at step"):
         fit(work.model(), work.windows, NextToken(), validate, config(), tmp_path, Silent())
+
+
+def test_bfloat16_learns_as_far_and_leaves_float32(work: Work, tmp_path: Path) -> None:
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        model = work.model()
+        asked = config(precision=precision)
+        fit(model, work.windows, NextToken(), work.validation, asked, tmp_path / precision, Silent())
+        assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
+        losses[precision] = loss_per_title(model, work.validation.windows)
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
