@@ -20,9 +20,10 @@ from redis.exceptions import RedisError
 
 from recommender.errors import first_problem
 from service.checkpoints.schemas import FleetRecord, Operation, Replica
-from service.errors import FleetUnavailableError
+from service.errors import FleetUnavailableError, SwapError
 
 LEASE_SECONDS = 30
+LEASE_ENDED = "this swap's lease ended before it did; try again"
 HEARTBEAT_SECONDS = 15.0
 _DEAD_SECONDS = 3 * HEARTBEAT_SECONDS
 _OPERATION_SECONDS = 86_400
@@ -30,8 +31,10 @@ _TIMEOUT_SECONDS = 2.0
 _PREFIX = "espalier:1:{fleet}:"
 T = TypeVar("T")
 
-# KEYS: record. ARGV: the generation it must have (0: none), the new record.
+# KEYS: record, slot. ARGV: the generation it must have (0: none), the new record, who must hold the slot
+# ("": whoever does).
 _COMPARE_AND_SET = """
+if ARGV[3] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[3] then return -1 end
 local record = redis.call('GET', KEYS[1])
 local generation = record and cjson.decode(record).generation or 0
 if generation ~= tonumber(ARGV[1]) then return 0 end
@@ -89,10 +92,23 @@ class Fleet:
                 f"{_PREFIX}record is damaged ({detail}); delete it: the replicas write it anew"
             ) from error
 
-    async def write(self, expected: int, record: FleetRecord) -> bool:
-        """Writes the record if the one in place is of the expected generation (0: none is there)."""
-        arguments: list[str | int] = [expected, record.model_dump_json()]
-        return bool(await self._ask(self._compare_and_set([_PREFIX + "record"], arguments)))
+    async def write(self, expected: int, record: FleetRecord, operation_id: str = "") -> bool:
+        """Writes the record if the one in place is of the expected generation (0: none is there).
+
+        Args:
+            expected: that generation.
+            record: the one to write.
+            operation_id: when given, this swap must still hold the slot.
+
+        Raises:
+            SwapError: it does not.
+        """
+        arguments: list[str | int] = [expected, record.model_dump_json(), operation_id]
+        keys = [_PREFIX + "record", _PREFIX + "slot"]
+        written = await self._ask(self._compare_and_set(keys, arguments))
+        if written < 0:
+            raise SwapError(LEASE_ENDED)
+        return bool(written)
 
     async def under_way(self) -> bool:
         """Whether a swap holds the slot."""

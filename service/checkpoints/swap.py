@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 from recommender.errors import ArtifactError, EspalierError
-from service.checkpoints.fleet import LEASE_SECONDS, Fleet
+from service.checkpoints.fleet import LEASE_ENDED, LEASE_SECONDS, Fleet
 from service.checkpoints.replica import LocalReplica
 from service.checkpoints.schemas import CheckpointRef, FleetRecord, Operation, Replica, Step, Straggler
 from service.errors import (
@@ -108,11 +108,22 @@ class Swapper:
         if self._local.folder.alone:
             record = self._local.record
         else:
-            record = await self._fleet.read()
+            record = await self._republished(await self._fleet.read())
         current = 0 if record is None else record.generation
         if generation is not None and generation != current:
             raise StaleGenerationError(f"the generation is {current}, not {generation}; look again")
         return record
+
+    async def _republished(self, seen: FleetRecord | None) -> FleetRecord | None:
+        """The fleet's record; when it is missing or older than what this replica knows, that is written.
+
+        So a swap asked for right after a first start does not lose to that start's own generation.
+        """
+        own = self._local.record
+        generation = 0 if seen is None else seen.generation
+        if own is None or own.generation <= generation:
+            return seen
+        return own if await self._fleet.write(generation, own) else await self._fleet.read()
 
     async def _refuse_a_second(self) -> None:
         busy = self.leading is not None
@@ -137,7 +148,7 @@ class Swapper:
     async def _run(self, operation_id: str, ref: CheckpointRef, record: FleetRecord | None) -> None:
         async def commit() -> FleetRecord:
             following = FleetRecord(generation=1, wanted=ref) if record is None else record.successor(ref)
-            if not await self._fleet.write(following.generation - 1, following):
+            if not await self._written(following, operation_id):
                 raise SwapError("another generation was written meanwhile; look again")
             self._change(operation_id, generation=following.generation)
             return following
@@ -148,7 +159,7 @@ class Swapper:
                 with contextlib.suppress(FleetUnavailableError):
                     await self._fleet.report(operation)
             elif not await self._fleet.report(operation):
-                raise SwapError("this swap's lease ended before it did; try again")
+                raise SwapError(LEASE_ENDED)
 
         try:
             async with self._renewed(operation_id):
@@ -170,6 +181,25 @@ class Swapper:
         finally:
             with contextlib.suppress(FleetUnavailableError):
                 await self._fleet.report(ending)
+
+    async def _written(self, following: FleetRecord, operation_id: str) -> bool:
+        """Writes the next record. When Redis does not answer, what stands there later is the answer.
+
+        Raises:
+            SwapError: the slot is not this swap's any more.
+            FleetUnavailableError: Redis stays away for as long as a lease lasts.
+        """
+        try:
+            return await self._fleet.write(following.generation - 1, following, operation_id)
+        except FleetUnavailableError:
+            end = asyncio.get_running_loop().time() + LEASE_SECONDS
+            while True:
+                try:
+                    return await self._fleet.read() == following
+                except FleetUnavailableError:
+                    if asyncio.get_running_loop().time() > end:
+                        raise
+                await asyncio.sleep(_POLL_SECONDS)
 
     @contextlib.asynccontextmanager
     async def _renewed(self, operation_id: str) -> AsyncIterator[None]:

@@ -39,13 +39,6 @@ def services_of(client: httpx.AsyncClient) -> Services:
 
 
 async def activate(client: httpx.AsyncClient, name: str) -> dict[str, Any]:
-    """Activates, once the first start's own generation, if there is one, stands in the record."""
-
-    async def recorded() -> bool:
-        started = (await client.get("/readyz")).status_code == 200
-        return not started or bool((await client.get("/checkpoints")).json()["generation"])
-
-    await until(recorded)
     answer = await client.post(f"/checkpoints/{name}/activate?wait=true", headers=ADMIN)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()

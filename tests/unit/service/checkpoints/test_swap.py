@@ -8,6 +8,8 @@ import pytest
 import redis
 
 from recommender.artifact import Artifact
+from service.checkpoints import fleet as fleet_module
+from service.errors import SwapError
 from service.services import Services
 
 ADMIN = {"Authorization": "Bearer root"}
@@ -231,3 +233,50 @@ async def test_a_leader_that_dies_fails_its_swap_when_the_lease_ends(
         assert (ended["step"], "was gone" in ended["reason"]) == ("failed", True)
         assert not await fleet.report(abandoned)
         assert (await activate(client, "other")).status_code == 200
+
+
+async def test_a_record_that_redis_forgot_is_written_before_it_is_followed(
+    swapping: Any, put: Callable[..., Path], empty_valkey: str
+) -> None:
+    put("tiny"), put("other")
+    async with swapping(checkpoint="tiny") as client:
+        with redis.Redis.from_url(empty_valkey) as server:
+            server.delete("espalier:1:{fleet}:record")  # as before a fresh replica's first look
+        done = (await activate(client, "other")).json()
+        assert (done["step"], done["generation"]) == ("done", 2)
+        assert (await rollback(client)).json()["checkpoint"]["name"] == "tiny"
+
+
+async def test_who_lost_the_slot_writes_no_record(
+    swapping: Any, put: Callable[..., Path], empty_valkey: str
+) -> None:
+    put("tiny"), put("other")
+    async with swapping(checkpoint="tiny") as client:
+        fleet, swapper = services_of(client).fleet, services_of(client).swapper
+        record = services_of(client).replica.record
+        assert record is not None
+        late = swapper._operation("activate", record.wanted, "switching")
+        assert await fleet.begin(late)
+        with redis.Redis.from_url(empty_valkey) as server:
+            server.delete("espalier:1:{fleet}:slot")
+        with pytest.raises(SwapError, match="lease ended"):
+            await fleet.write(1, record.successor(record.wanted), late.operation_id)
+        assert await fleet.read() in (None, record)  # the first look may still be to come
+
+
+async def test_a_write_without_an_answer_is_settled_by_what_stands(
+    swapping: Any, put: Callable[..., Path], empty_valkey: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module, "_TIMEOUT_SECONDS", 0.1)
+    put("tiny"), put("other")
+    async with swapping(checkpoint="tiny") as client:
+        fleet, swapper = services_of(client).fleet, services_of(client).swapper
+        record = services_of(client).replica.record
+        assert record is not None
+        mine = swapper._operation("activate", record.wanted, "switching")
+        assert await fleet.begin(mine)
+        with redis.Redis.from_url(empty_valkey) as server:
+            server.client_pause(400)
+        following = record.successor(record.wanted)
+        told = await swapper._written(following, mine.operation_id)
+        assert told == (await fleet.read() == following)
