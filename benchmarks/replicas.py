@@ -119,8 +119,9 @@ class Balancer:
         await self._client.aclose()
 
     async def post(self, path: str, body: Any) -> httpx.Response:
-        """Asks the next replica."""
-        ready = self._ready
+        """Asks the next replica, as soon as one is ready."""
+        while not (ready := self._ready):
+            await asyncio.sleep(_LOOK_S)
         return await self._client.post(ready[next(self._turn) % len(ready)] + path, json=body)
 
     async def _watch(self) -> None:

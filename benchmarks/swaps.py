@@ -121,10 +121,10 @@ async def run(given: argparse.Namespace, replicas: Sequence[Replica], balancer: 
 
     async def during(work: Callable[[Load], Awaitable[None]], rate: float | None) -> Load:
         load, stop = Load(), asyncio.Event()
-        asking = asyncio.create_task(ask(balancer, histories, load, stop, rate))
-        await work(load)
-        stop.set()
-        await asking
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(ask(balancer, histories, load, stop, rate))
+            await work(load)
+            stop.set()
         return load
 
     async def pause(_: Load) -> None:
@@ -146,6 +146,7 @@ async def run(given: argparse.Namespace, replicas: Sequence[Replica], balancer: 
             while len(load.answers) < given.requests * (number + 1) / given.swaps:
                 await asyncio.sleep(0.05)
             memory.append(admin.memory_bytes() >> 20)
+            print(f"swap {number + 1} of {given.swaps}: {seconds[-1]:.2f} s", file=sys.stderr, flush=True)
         for task in restarting:
             await task
 
