@@ -78,16 +78,20 @@ class Ranker(TitleIndex):
         trie: TitleTrie,
         model: LeanTransformer,
         limits: SearchLimits | None = None,
+        prefix_cache_bytes: int = 0,
     ) -> None:
         super().__init__(catalogue, encoder, trie)
-        self.search = TrieSearch(model, trie, limits)
+        self.search = TrieSearch(model, trie, limits, prefix_cache_bytes)
 
     @classmethod
-    def from_artifact(cls, artifact: Artifact, dtype: torch.dtype = torch.float32) -> Ranker:
+    def from_artifact(
+        cls, artifact: Artifact, dtype: torch.dtype = torch.float32, prefix_cache_bytes: int = 0
+    ) -> Ranker:
         """Loads everything the artifact holds; the caller verifies it first."""
         return cls(
             artifact.load_catalogue(),
             artifact.load_encoder(),
             artifact.load_trie(),
             artifact.load_transformer(dtype),
+            prefix_cache_bytes=prefix_cache_bytes,
         )

@@ -52,6 +52,8 @@ class Settings(HistorySettings):
         api_keys_file: a file with one bearer key a line, all of them valid; None: no key is asked for.
         admin_token_file: a file with the token that may exchange checkpoints, several when they are
             rotated; None: nobody may.
+        prefix_cache_bytes: what the native engine may keep of prompts it has read, so that a returning
+            user's is read from its news on; 0: nothing.
         max_batch: requests searched together in a step.
         max_waiting: requests that may wait beyond those; more get 429.
         deadline_s: a recommendation that takes longer gets 504.
@@ -70,6 +72,7 @@ class Settings(HistorySettings):
     insecure: bool = False
     api_keys_file: Path | None = None
     admin_token_file: Path | None = None
+    prefix_cache_bytes: Annotated[int, Field(ge=0)] = 64 << 20
     max_batch: Annotated[int, Field(ge=1)] = 32
     max_waiting: Annotated[int, Field(ge=0)] = 256
     deadline_s: Annotated[float, Field(gt=0)] = 2.0

@@ -46,6 +46,7 @@ class Found:
         scores: natural logarithms of the titles' trie-renormalised probabilities.
         exact: the ranking is proven; False: the frontier had to be cut.
         prompt_tokens: tokens of the prompt.
+        cached_tokens: how many of them were remembered, and not read again.
         steps: model steps after the prefill.
     """
 
@@ -53,6 +54,7 @@ class Found:
     scores: tuple[float, ...]
     exact: bool
     prompt_tokens: int
+    cached_tokens: int
     steps: int
 
 
@@ -82,8 +84,9 @@ class Selection:
 class Frontier:
     """Open nodes and finished titles of one query."""
 
-    def __init__(self, query: Query, trie: TitleTrie, limits: SearchLimits) -> None:
+    def __init__(self, query: Query, trie: TitleTrie, limits: SearchLimits, cached_tokens: int = 0) -> None:
         self.query = query
+        self._cached_tokens = cached_tokens
         self.steps = 0
         self._trie = trie
         self._width = max(limits.width, query.k)
@@ -145,6 +148,7 @@ class Frontier:
             scores=tuple(-negated for negated, _ in self._finished),
             exact=self._exact,
             prompt_tokens=len(self.query.prompt),
+            cached_tokens=self._cached_tokens,
             steps=self.steps,
         )
 

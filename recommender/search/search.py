@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from recommender.search.frontier import Found, Frontier, Query, SearchLimits, Selection
+from recommender.search.prefix_cache import PrefixCache
 from recommender.search.transformer import LeanTransformer, NodeTokens
 from recommender.trie import Int32Array, TitleTrie
 
@@ -47,10 +48,18 @@ class _Request:
 class TrieSearch:
     """Searches one trie with one model. Not thread-safe: one thread owns it."""
 
-    def __init__(self, model: LeanTransformer, trie: TitleTrie, limits: SearchLimits | None = None) -> None:
+    def __init__(
+        self,
+        model: LeanTransformer,
+        trie: TitleTrie,
+        limits: SearchLimits | None = None,
+        prefix_cache_bytes: int = 0,
+    ) -> None:
+        """`prefix_cache_bytes` bounds what is remembered of prompts once their answer is given."""
         self.model = model
         self.trie = trie
         self.cache = model.new_cache()
+        self.prefixes = PrefixCache(model.architecture, model.dtype, prefix_cache_bytes)
         self._limits = limits or SearchLimits()
         self._requests: list[_Request] = []
         self._next_ticket = 0
@@ -70,11 +79,16 @@ class TrieSearch:
         first_slot = len(self._requests)
         longest = max(len(query.prompt) for query in queries)
         self.cache.reserve(first_slot + len(queries), longest)
-        hidden_BH = self.model.prefill([query.prompt for query in queries], first_slot, self.cache)
+        prompts = [query.prompt for query in queries]
+        slots = self.cache.buffer_SPKCD[first_slot:]
+        known = [self.prefixes.restore(prompt, slot) for prompt, slot in zip(prompts, slots, strict=False)]
+        hidden_BH = self.model.prefill(prompts, first_slot, self.cache, known)
+        for prompt, slot in zip(prompts, slots, strict=False):
+            self.prefixes.keep(prompt, slot)
         scores_BE = torch.log_softmax((hidden_BH @ self._root_head_EH.T).double(), dim=-1).numpy()
         tickets = []
-        for query, scores_E in zip(queries, scores_BE, strict=True):
-            frontier = Frontier(query, self.trie, self._limits)
+        for query, scores_E, cached in zip(queries, scores_BE, known, strict=True):
+            frontier = Frontier(query, self.trie, self._limits, cached)
             frontier.add_children(self._root_children_E, scores_E, np.full(len(scores_E), -1, np.int32))
             self._requests.append(
                 _Request(self._next_ticket, frontier, np.zeros(0, np.int32), np.zeros((0, 0), np.bool_))

@@ -1,9 +1,9 @@
 """A lean forward pass of Llama, Qwen2 and Qwen3 for searching a trie.
 
-Two calls: `prefill` reads whole prompts, and `extend` reads the tokens of trie nodes that hang below
+Two calls: `prefill` reads prompts, and `extend` reads the tokens of trie nodes that hang below
 them. Linear layers see all tokens of all requests in one flat batch without padding. Keys and values
-stand in one buffer a layer, a row (*slot*) a request: the prompt's first, then one column a token of
-each node read so far. A node's token attends to the prompt and to its own path, which a boolean mask
+stand in one buffer, a row (*slot*) a request: the prompt's first, then one column a token of each node
+read so far. A node's token attends to the prompt and to its own path, which a boolean mask
 says; so a prompt's keys and values are read once a request, not once a beam.
 
 Shapes: T tokens of all requests, B slots in use, Q queries of a slot (padded), C columns, H hidden,
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from recommender.errors import UnsupportedModelError
 from recommender.search.architecture import Architecture
+from recommender.search.key_values import KeyValueCache
 
 
 @dataclass(frozen=True)
@@ -58,46 +60,6 @@ class NodeTokens:
     queries_T: Tensor
     columns_T: Tensor
     visible_BQC: Tensor
-
-
-class KeyValueCache:
-    """Keys and values of the requests in flight: (slots, K, columns, D) for each layer."""
-
-    def __init__(self, architecture: Architecture, dtype: torch.dtype) -> None:
-        self._shape = (architecture.num_key_value_heads, architecture.head_dim)
-        self._layers = architecture.num_hidden_layers
-        self._dtype = dtype
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
-        self.slots = 0
-        self.columns = 0
-
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
-
-    def reserve(self, slots: int, columns: int) -> None:
-        """Grows the buffers to at least this size; what stands in them stays."""
-        if slots <= self.slots and columns <= self.columns:
-            return
-        slots = max(slots, self.slots)
-        columns = max(-(-columns // 64) * 64, self.columns)
-        self.keys = self._grown(self.keys, slots, columns)
-        self.values = self._grown(self.values, slots, columns)
-        self.slots, self.columns = slots, columns
-
-    def move(self, source: int, target: int, columns: int) -> None:
-        """Copies the first `columns` of one slot over another."""
-        for tensor in (*self.keys, *self.values):
-            tensor[target, :, :columns] = tensor[source, :, :columns]
-
-    def _grown(self, old: list[Tensor], slots: int, columns: int) -> list[Tensor]:
-        heads, width = self._shape
-        # Zeros, not garbage: a masked column still enters a product, and 0 · NaN is NaN.
-        new = [torch.zeros(slots, heads, columns, width, dtype=self._dtype) for _ in range(self._layers)]
-        for target, source in zip(new, old, strict=False):
-            target[: self.slots, :, : self.columns] = source
-        return new
 
 
 class LeanTransformer:
@@ -142,30 +104,41 @@ class LeanTransformer:
         return KeyValueCache(self.architecture, self.dtype)
 
     @torch.inference_mode()
-    def prefill(self, prompts: Sequence[Sequence[int]], first_slot: int, cache: KeyValueCache) -> Tensor:
-        """Reads whole prompts into the slots `first_slot, …`.
+    def prefill(
+        self,
+        prompts: Sequence[Sequence[int]],
+        first_slot: int,
+        cache: KeyValueCache,
+        known: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Reads prompts into the slots `first_slot, …`.
+
+        Args:
+            prompts: token ids.
+            first_slot: where the first one goes.
+            cache: has room for them.
+            known: how many of each prompt's first tokens stand in its slot already, never all of them.
 
         Returns:
             (len(prompts), H): the normed hidden state behind each prompt's last token.
         """
-        lengths = [len(prompt) for prompt in prompts]
-        tokens_T = torch.tensor([token for prompt in prompts for token in prompt])
-        positions_T = torch.cat([torch.arange(length) for length in lengths])
-        rotation = self._rotation(positions_T)
+        begins = [0] * len(prompts) if known is None else known
+        parts = [
+            _Part(slot, begin, len(prompt))
+            for slot, (prompt, begin) in enumerate(zip(prompts, begins, strict=True), start=first_slot)
+        ]
+        new = [prompt[part.begin :] for prompt, part in zip(prompts, parts, strict=True)]
+        lengths = [len(tokens) for tokens in new]
+        tokens_T = torch.tensor([token for tokens in new for token in tokens])
+        rotation = self._rotation(torch.cat([torch.arange(part.begin, part.end) for part in parts]))
         hidden_TH = self.embedding_VH[tokens_T]
         for index, layer in enumerate(self.layers):
             q_TND, k_TKD, v_TKD = self._qkv(layer, hidden_TH, rotation)
-            mixed: list[Tensor] = []
-            start = 0
-            for slot, length in enumerate(lengths, start=first_slot):
-                q, k, v = (x[start : start + length].transpose(0, 1) for x in (q_TND, k_TKD, v_TKD))
-                cache.keys[index][slot, :, :length] = k
-                cache.values[index][slot, :, :length] = v
-                out = F.scaled_dot_product_attention(
-                    q[None], k[None], v[None], is_causal=True, enable_gqa=True
-                )
-                mixed.append(out[0].transpose(0, 1).reshape(length, -1))
-                start += length
+            by_prompt = zip(*(torch.split(x, lengths) for x in (q_TND, k_TKD, v_TKD)), strict=True)
+            mixed = [
+                _attend_to_prompt(part, cache.keys(index), cache.values(index), *of_part)
+                for part, of_part in zip(parts, by_prompt, strict=True)
+            ]
             hidden_TH = self._finish_layer(layer, hidden_TH, torch.cat(mixed))
         last = torch.tensor(lengths).cumsum(0) - 1
         return self._norm(hidden_TH[last], self.norm_H)
@@ -192,14 +165,15 @@ class LeanTransformer:
         hidden_TH = self.embedding_VH[nodes.tokens_T]
         for index, layer in enumerate(self.layers):
             q_TND, k_TKD, v_TKD = self._qkv(layer, hidden_TH, rotation)
-            cache.keys[index][nodes.slots_T, :, nodes.columns_T] = k_TKD
-            cache.values[index][nodes.slots_T, :, nodes.columns_T] = v_TKD
+            keys_SKCD, values_SKCD = cache.keys(index), cache.values(index)
+            keys_SKCD[nodes.slots_T, :, nodes.columns_T] = k_TKD
+            values_SKCD[nodes.slots_T, :, nodes.columns_T] = v_TKD
             q_BQKGD = q_TND.new_zeros(slots, queries, heads_k, group, width)
             q_BQKGD[nodes.slots_T, nodes.queries_T] = q_TND.view(-1, heads_k, group, width)
             out = F.scaled_dot_product_attention(
                 q_BQKGD.permute(0, 2, 3, 1, 4).reshape(slots, heads_k, group * queries, width),
-                cache.keys[index][:slots, :, :columns],
-                cache.values[index][:slots, :, :columns],
+                keys_SKCD[:slots, :, :columns],
+                values_SKCD[:slots, :, :columns],
                 attn_mask=visible,
             )
             out_BQKGD = out.view(slots, heads_k, group, queries, width).permute(0, 3, 1, 2, 4)
@@ -234,6 +208,32 @@ class LeanTransformer:
         angles = torch.outer(positions_T.float(), self._frequencies)
         angles = torch.cat((angles, angles), dim=-1)[:, None]
         return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+
+
+class _Part(NamedTuple):
+    """What is read of a prompt: its tokens from `begin` to `end`."""
+
+    slot: int
+    begin: int
+    end: int
+
+
+def _attend_to_prompt(
+    part: _Part, keys_SKCD: Tensor, values_SKCD: Tensor, q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor
+) -> Tensor:
+    """(T, N · D): causal attention of one prompt's new tokens, whose keys and values are written."""
+    slot, begin, end = part
+    q, k, v = (x.transpose(0, 1) for x in (q_TND, k_TKD, v_TKD))
+    keys_SKCD[slot, :, begin:end] = k
+    values_SKCD[slot, :, begin:end] = v
+    mask = None
+    if begin:
+        k, v = keys_SKCD[slot, :, :end], values_SKCD[slot, :, :end]
+        mask = torch.ones(end - begin, end, dtype=torch.bool).tril(begin)
+    out = F.scaled_dot_product_attention(
+        q[None], k[None], v[None], attn_mask=mask, is_causal=mask is None, enable_gqa=True
+    )
+    return out[0].transpose(0, 1).reshape(end - begin, -1)
 
 
 class _Tensors:

@@ -44,7 +44,7 @@ def engine_maker(settings: Settings, metrics: Metrics) -> EngineMaker:
         SettingsError: the engine is vLLM, and the interpreter that is to run it has none.
     """
     if settings.engine == "native":
-        return native_maker(settings.max_batch)
+        return native_maker(settings.max_batch, settings.prefix_cache_bytes)
     refuse_interpreter_without_vllm(settings.vllm_python)
 
     def count(reason: str) -> None:
@@ -53,11 +53,13 @@ def engine_maker(settings: Settings, metrics: Metrics) -> EngineMaker:
     return vllm_maker(settings.vllm_python, settings.max_batch, count)
 
 
-def native_maker(max_batch: int) -> EngineMaker:
-    """Makes native engines."""
+def native_maker(max_batch: int, prefix_cache_bytes: int) -> EngineMaker:
+    """Makes native engines; each has a prefix cache of its own, which a swap therefore empties."""
 
     async def make(artifact: Artifact) -> MadeEngine:
-        ranker = await asyncio.to_thread(Ranker.from_artifact, artifact)
+        ranker = await asyncio.to_thread(
+            Ranker.from_artifact, artifact, prefix_cache_bytes=prefix_cache_bytes
+        )
         context = artifact.architecture.max_position_embeddings
         return MadeEngine(NativeEngine(ranker, max_batch), ranker, context)
 

@@ -39,7 +39,8 @@ class NativeEngine:
 
     def memory(self) -> EngineMemory:
         search = self._ranker.search
-        return EngineMemory(weights=search.model.nbytes, kv_cache=search.cache.nbytes, accelerator=0)
+        held = search.cache.nbytes + search.prefixes.nbytes
+        return EngineMemory(weights=search.model.nbytes, kv_cache=held, accelerator=0)
 
     async def rank(self, request: RankRequest) -> Ranking:
         loop = asyncio.get_running_loop()

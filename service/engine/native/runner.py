@@ -82,6 +82,6 @@ class Runner:
             prefill_s=running.prefilled - running.joined,
             decode_s=time.perf_counter() - running.prefilled,
             prompt_tokens=found.prompt_tokens,
-            cached_tokens=0,
+            cached_tokens=found.cached_tokens,
             steps=found.steps,
         )

@@ -55,6 +55,18 @@ def test_prefill_gives_the_logits_of_transformers(model: Any) -> None:
         torch.testing.assert_close(logits_V, expected_logits(model, prompt), atol=2e-5, rtol=2e-5)
 
 
+def test_prefill_goes_on_where_the_slot_ends(model: Any) -> None:
+    cache = model.lean.new_cache()
+    cache.reserve(len(PROMPTS) + 1, 64)
+    known = [0, 3, 61]
+    begun = [prompt[:length] for prompt, length in zip(PROMPTS, known, strict=True)]
+    model.lean.prefill(begun[1:], 2, cache)
+    hidden_BH = model.lean.prefill(PROMPTS, 1, cache, known)
+    for hidden_H, prompt in zip(hidden_BH, PROMPTS, strict=True):
+        logits_V = hidden_H @ model.lean.head_VH.T
+        torch.testing.assert_close(logits_V, expected_logits(model, prompt), atol=2e-5, rtol=2e-5)
+
+
 def test_extend_gives_the_logits_of_transformers_in_every_branch(model: Any) -> None:
     """Below prompt 0 hang the nodes [8, 9] and [3], below prompt 1 [6]; then [2] hangs below [8, 9]."""
     prompts = [PROMPTS[1], PROMPTS[0]]
@@ -176,11 +188,10 @@ def test_the_cache_keeps_what_it_holds_when_it_grows(tiny: Any) -> None:
     assert cache.nbytes == 0
     cache.reserve(1, 3)
     tiny.lean.prefill([[1, 2, 3]], 0, cache)
-    before = [tensor[0, :, :3].clone() for tensor in (*cache.keys, *cache.values)]
+    before = cache.buffer_SPKCD[0, :, :, :3].clone()
     cache.reserve(3, 200)
     assert (cache.slots, cache.columns) == (3, 256)
-    assert cache.nbytes == sum(t.nbytes for t in (*cache.keys, *cache.values))
+    assert cache.nbytes == cache.buffer_SPKCD.nbytes
     cache.move(0, 2, 3)
     for slot in (0, 2):
-        after = [tensor[slot, :, :3] for tensor in (*cache.keys, *cache.values)]
-        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        assert torch.equal(cache.buffer_SPKCD[slot, :, :, :3], before)

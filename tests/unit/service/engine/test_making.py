@@ -1,3 +1,4 @@
+import asyncio
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import pytest
 
 from recommender.artifact import Artifact
 from service.engine.making import native_maker, refuse_interpreter_without_vllm
+from service.engine.protocol import RankRequest
 from service.errors import SettingsError
 
 
@@ -20,9 +22,16 @@ def bare_python(tmp_path: Path) -> Path:
 
 
 async def test_native(served_artifact: Artifact) -> None:
-    made = await native_maker(4)(served_artifact)
+    made = await native_maker(4, prefix_cache_bytes=1 << 20)(served_artifact)
     assert made.context == 512
     assert made.engine.obstacle is None
+    deadline = asyncio.get_running_loop().time() + 60
+    request = RankRequest(made.titles.prompt([1, 2, 3]), 5, frozenset(), None, deadline)
+    assert (await made.engine.rank(request)).cached_tokens == 0
+    before = made.engine.memory().kv_cache
+    returning = RankRequest(made.titles.prompt([1, 2, 3, 4]), 5, frozenset(), None, deadline)
+    assert 0 < (await made.engine.rank(returning)).cached_tokens < len(returning.prompt)
+    assert made.engine.memory().kv_cache > before
     assert await made.engine.own_metrics() == ""
     await made.engine.close()
     assert made.engine.obstacle == "the engine is dead"

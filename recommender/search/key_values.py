@@ -1,0 +1,62 @@
+"""Keys and values of the requests in flight, one buffer for all layers.
+
+Shapes: S slots (a request each), P planes (two a layer: its keys, then its values), K key/value heads,
+C columns (tokens), D head_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from recommender.search.architecture import Architecture
+
+_COLUMN_STEP = 64
+
+
+class KeyValueCache:
+    """A buffer that grows; a slot's first columns are its prompt's.
+
+    Attributes:
+        buffer_SPKCD: all there is. Zeros where nothing was written: a masked column still enters a
+            product, and 0 · NaN is NaN.
+    """
+
+    def __init__(self, architecture: Architecture, dtype: torch.dtype) -> None:
+        heads, width = architecture.num_key_value_heads, architecture.head_dim
+        self.buffer_SPKCD = torch.zeros(0, 2 * architecture.num_hidden_layers, heads, 0, width, dtype=dtype)
+
+    @property
+    def nbytes(self) -> int:
+        return self.buffer_SPKCD.nbytes
+
+    @property
+    def slots(self) -> int:
+        return self.buffer_SPKCD.shape[0]
+
+    @property
+    def columns(self) -> int:
+        return self.buffer_SPKCD.shape[3]
+
+    def keys(self, layer: int) -> Tensor:
+        """(S, K, C, D): a layer's keys, to read and to write."""
+        return self.buffer_SPKCD[:, 2 * layer]
+
+    def values(self, layer: int) -> Tensor:
+        """(S, K, C, D): a layer's values, to read and to write."""
+        return self.buffer_SPKCD[:, 2 * layer + 1]
+
+    def reserve(self, slots: int, columns: int) -> None:
+        """Grows the buffer to at least this size; what stands in it stays."""
+        if slots <= self.slots and columns <= self.columns:
+            return
+        old = self.buffer_SPKCD
+        _, planes, heads, _, width = old.shape
+        slots = max(slots, self.slots)
+        columns = max(-(-columns // _COLUMN_STEP) * _COLUMN_STEP, self.columns)
+        self.buffer_SPKCD = torch.zeros(slots, planes, heads, columns, width, dtype=old.dtype)
+        self.buffer_SPKCD[: old.shape[0], :, :, : old.shape[3]] = old
+
+    def move(self, source: int, target: int, columns: int) -> None:
+        """Copies the first `columns` of one slot over another."""
+        self.buffer_SPKCD[target, :, :, :columns] = self.buffer_SPKCD[source, :, :, :columns]
