@@ -137,7 +137,9 @@ class Frontier:
         else:
             chosen = np.arange(len(self._nodes))
         selection = Selection(self._nodes[chosen], self._scores[chosen], self._rows[chosen])
-        self._prune(~np.isin(np.arange(len(self._nodes)), chosen))
+        left = np.ones(len(self._nodes), np.bool_)
+        left[chosen] = False
+        self._prune(left)
         self._budget -= len(chosen)
         self.steps += 1
         return selection

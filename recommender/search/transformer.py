@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -127,21 +128,22 @@ class LeanTransformer:
             _Part(slot, begin, len(prompt))
             for slot, (prompt, begin) in enumerate(zip(prompts, begins, strict=True), start=first_slot)
         ]
-        new = [prompt[part.begin :] for prompt, part in zip(prompts, parts, strict=True)]
-        lengths = [len(tokens) for tokens in new]
-        tokens_T = torch.tensor([token for tokens in new for token in tokens])
+        tokens = [prompt[part.begin :] for prompt, part in zip(prompts, parts, strict=True)]
+        stops = list(accumulate(map(len, tokens)))
+        spans = [slice(stop - len(new), stop) for stop, new in zip(stops, tokens, strict=True)]
+        tokens_T = torch.tensor([token for new in tokens for token in new])
         rotation = self._rotation(torch.cat([torch.arange(part.begin, part.end) for part in parts]))
         hidden_TH = self.embedding_VH[tokens_T]
         for index, layer in enumerate(self.layers):
             q_TND, k_TKD, v_TKD = self._qkv(layer, hidden_TH, rotation)
-            by_prompt = zip(*(torch.split(x, lengths) for x in (q_TND, k_TKD, v_TKD)), strict=True)
             mixed = [
-                _attend_to_prompt(part, cache.keys(index), cache.values(index), *of_part)
-                for part, of_part in zip(parts, by_prompt, strict=True)
+                _attend_to_prompt(
+                    part, cache.keys(index), cache.values(index), q_TND[new], k_TKD[new], v_TKD[new]
+                )
+                for part, new in zip(parts, spans, strict=True)
             ]
             hidden_TH = self._finish_layer(layer, hidden_TH, torch.cat(mixed))
-        last = torch.tensor(lengths).cumsum(0) - 1
-        return self._norm(hidden_TH[last], self.norm_H)
+        return self._norm(hidden_TH[torch.tensor(stops) - 1], self.norm_H)
 
     @torch.inference_mode()
     def extend(self, nodes: NodeTokens, wanted_W: Tensor, cache: KeyValueCache) -> Tensor:
@@ -187,9 +189,10 @@ class LeanTransformer:
         arch = self.architecture
         fused = F.linear(self._norm(hidden_TH, layer.input_norm_H), layer.qkv_weight, layer.qkv_bias)
         heads = fused.view(len(hidden_TH), -1, arch.head_dim)
-        q_TND, k_TKD, v_TKD = torch.split(
-            heads, [arch.num_attention_heads, arch.num_key_value_heads, arch.num_key_value_heads], dim=1
-        )
+        keys_from = arch.num_attention_heads
+        values_from = keys_from + arch.num_key_value_heads
+        # Slices: `torch.split` goes through Python, and costs as much as a product of a small model.
+        q_TND, k_TKD, v_TKD = heads[:, :keys_from], heads[:, keys_from:values_from], heads[:, values_from:]
         if layer.q_norm_D is not None and layer.k_norm_D is not None:
             q_TND, k_TKD = self._norm(q_TND, layer.q_norm_D), self._norm(k_TKD, layer.k_norm_D)
         return _rotate(q_TND, *rotation), _rotate(k_TKD, *rotation), v_TKD
