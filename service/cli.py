@@ -85,9 +85,9 @@ def import_dataset(
     from rich.progress import Progress
 
     from recommender.dataset import Dataset
+    from service.history.client import connect
     from service.history.embedded import history_url
     from service.history.importer import Imported, import_histories
-    from service.history.store import connect
     from service.settings import HistorySettings, read_settings
 
     seconds_for_a_pipeline = 30.0

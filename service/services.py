@@ -23,8 +23,10 @@ from service.checkpoints.swap import Swapper
 from service.engine.making import engine_maker
 from service.engine.protocol import LoadedModel
 from service.health.readiness import Readiness, keep_probing
+from service.history.client import connect
 from service.history.embedded import history_url
-from service.history.store import HistoryStore, connect
+from service.history.store import HistoryStore
+from service.history.watch import StoreWatch
 from service.metrics import Metrics
 from service.recommend.admission import Admission
 from service.recommend.recommender import Recommender
@@ -60,7 +62,9 @@ async def open_services(settings: Settings, metrics: Metrics) -> AsyncIterator[S
     with history_url(settings) as url:
         client = connect(url, settings.redis_timeout_s, settings.redis_connections)
         histories = HistoryStore(client, settings, metrics)
-        fleet = Fleet(connect(url, _FLEET_TIMEOUT_S, _FLEET_CONNECTIONS))
+        patient = connect(url, _FLEET_TIMEOUT_S, _FLEET_CONNECTIONS)
+        fleet = Fleet(patient)
+        watch = StoreWatch(histories, patient)
         models = ModelHolder()
         readiness = Readiness(models)
 
@@ -74,12 +78,22 @@ async def open_services(settings: Settings, metrics: Metrics) -> AsyncIterator[S
         swapper = Swapper(replica, fleet)
         follower = Follower(replica, fleet, settings.checkpoint)
         try:
+            await watch.begin()
             await follower.begin()
             metrics.watch(models)
             admission = Admission(settings.max_batch + settings.max_waiting)
-            recommender = Recommender(models, histories, admission, readiness, metrics, settings.deadline_s)
+            recommender = Recommender(
+                models,
+                histories,
+                admission,
+                readiness,
+                metrics,
+                settings.deadline_s,
+                refuse_without_history=settings.history_unavailable == "refuse",
+            )
             background = [
-                asyncio.create_task(keep_probing(readiness, models, histories, settings.probe_interval_s))
+                asyncio.create_task(keep_probing(readiness, models, settings.probe_interval_s)),
+                asyncio.create_task(watch.keep_watching(settings.probe_interval_s)),
             ]
             if not folder.alone:
                 background.append(asyncio.create_task(follower.keep_following()))

@@ -21,7 +21,11 @@ class HistorySettings(BaseSettings):
 
     Attributes:
         state_dir: where the embedded server keeps its data.
-        redis_url: where histories live: a `redis://`, `rediss://` or `unix://` URL, or `embedded`.
+        redis_url: where histories live: a `redis://`, `rediss://` (TLS) or `unix://` URL, `redis+cluster://`
+            or `rediss+cluster://` with one or several nodes of a cluster, or `embedded`.
+        redis_password_file: a file with the password, so that it stands neither in the URL nor in the
+            environment; a user is named in the URL (`rediss://USER@HOST`).
+        redis_ca_file: certificates (PEM) that the server's must descend from; None: those of the system.
         redis_timeout_s: what a history operation may cost in all.
         redis_connections: connections of the pool.
         history_length: events kept for a user, the newest by time.
@@ -32,6 +36,8 @@ class HistorySettings(BaseSettings):
 
     state_dir: Path = Path("var/state")
     redis_url: str = EMBEDDED
+    redis_password_file: Path | None = None
+    redis_ca_file: Path | None = None
     redis_timeout_s: Annotated[float, Field(gt=0)] = 0.05
     redis_connections: Annotated[int, Field(ge=1)] = 32
     history_length: Annotated[int, Field(ge=1, le=10_000)] = 1000
@@ -54,6 +60,8 @@ class Settings(HistorySettings):
             rotated; None: nobody may.
         prefix_cache_bytes: what the native engine may keep of prompts it has read, so that a returning
             user's is read from its news on; 0: nothing.
+        history_unavailable: what a recommendation without a history of its own gets while Redis is away:
+            the `popular` list, marked degraded, or 503 (`refuse`).
         max_batch: requests searched together in a step.
         max_waiting: requests that may wait beyond those; more get 429.
         deadline_s: a recommendation that takes longer gets 504.
@@ -73,6 +81,7 @@ class Settings(HistorySettings):
     api_keys_file: Path | None = None
     admin_token_file: Path | None = None
     prefix_cache_bytes: Annotated[int, Field(ge=0)] = 64 << 20
+    history_unavailable: Literal["popular", "refuse"] = "popular"
     max_batch: Annotated[int, Field(ge=1)] = 32
     max_waiting: Annotated[int, Field(ge=0)] = 256
     deadline_s: Annotated[float, Field(gt=0)] = 2.0

@@ -10,17 +10,16 @@ One hash tag keeps them together in a cluster. Times are Redis' own, so replicas
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from recommender.errors import first_problem
 from service.checkpoints.schemas import FleetRecord, Operation, Replica
 from service.errors import FleetUnavailableError, SwapError
+from service.history.client import Client, Script, within
 
 LEASE_SECONDS = 30
 LEASE_ENDED = "this swap's lease ended before it did; try again"
@@ -74,12 +73,12 @@ class Fleet:
         FleetUnavailableError: Redis is away, slow or full; what was to be written may be, or not.
     """
 
-    def __init__(self, client: Redis) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
-        self._compare_and_set = client.register_script(_COMPARE_AND_SET)
-        self._report = client.register_script(_REPORT)
-        self._beat = client.register_script(_BEAT)
-        self._alive = client.register_script(_ALIVE)
+        self._compare_and_set = Script(client, _COMPARE_AND_SET)
+        self._report = Script(client, _REPORT)
+        self._beat = Script(client, _BEAT)
+        self._alive = Script(client, _ALIVE)
 
     async def read(self) -> FleetRecord | None:
         """The record; None: there is none."""
@@ -166,26 +165,13 @@ class Fleet:
         await self._client.aclose()
 
     async def _ask(self, question: Awaitable[T]) -> T:
-        """Waits for Redis, in a task of its own: Python 3.11's `wait_for` may swallow a cancellation."""
-        task = asyncio.ensure_future(question)
         try:
-            done, _ = await asyncio.wait({task}, timeout=_TIMEOUT_SECONDS)
-            if not done:
-                raise FleetUnavailableError("the fleet's record did not answer in time; try again")
-            return task.result()
+            return await within(_TIMEOUT_SECONDS, question)
+        except TimeoutError as error:
+            raise FleetUnavailableError("the fleet's record did not answer in time; try again") from error
         except (RedisError, OSError) as error:
             kind = type(error).__name__
             raise FleetUnavailableError(f"the fleet's record is away ({kind}); try again") from error
-        finally:
-            if not task.done():
-                task.cancel()
-                task.add_done_callback(_give_up)
-
-
-def _give_up(task: asyncio.Future[Any]) -> None:
-    """Takes the outcome of a task that nobody waits for, so that asyncio does not complain."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _operation_key(operation_id: str) -> str:

@@ -9,7 +9,6 @@ import time
 from recommender.errors import EspalierError
 from service.checkpoints.holder import ModelHolder
 from service.checkpoints.loading import probe_request
-from service.history.store import HistoryStore
 
 FRESH_SECONDS = 10.0
 _log = logging.getLogger("espalier.health")
@@ -51,16 +50,10 @@ class Readiness:
         return None
 
 
-async def keep_probing(
-    readiness: Readiness, models: ModelHolder, histories: HistoryStore, interval_s: float
-) -> None:
-    """Forever asks Redis for a sign of life, and ranks something when nobody else did for `interval_s`."""
-    redis_up = True
+async def keep_probing(readiness: Readiness, models: ModelHolder, interval_s: float) -> None:
+    """Forever ranks something when nobody else did for `interval_s`."""
     while True:
         await asyncio.sleep(interval_s)
-        was_up, redis_up = redis_up, await _is_up(histories)
-        if redis_up != was_up:
-            _log.warning("redis is %s", "back" if redis_up else "away")
         if readiness.idle_s < interval_s or models.current is None:
             continue
         try:
@@ -70,11 +63,3 @@ async def keep_probing(
             readiness.ranked()
         except EspalierError as error:
             _log.warning("the model did not rank the probe: %s", error)
-
-
-async def _is_up(histories: HistoryStore) -> bool:
-    try:
-        await histories.check()
-    except EspalierError:
-        return False
-    return True

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from recommender.dataset import Dataset, UserSequence
 from service.errors import HistoryUnavailableError
+from service.history.client import Client
 from service.history.scripts import APPEND
 from service.history.store import PREFIX, Event, append_arguments, idempotence_of, user_keys
 from service.settings import HistorySettings
@@ -31,7 +31,7 @@ class Imported:
 
 
 async def import_histories(
-    dataset: Dataset, client: Redis, settings: HistorySettings, progress: Callable[[int, int], None]
+    dataset: Dataset, client: Client, settings: HistorySettings, progress: Callable[[int, int], None]
 ) -> Imported:
     """Appends every interaction of every user.
 
@@ -46,7 +46,6 @@ async def import_histories(
     """
     users = dataset.users
     note = f"{PREFIX}import:{dataset.digest}"
-    script = client.register_script(APPEND)
     events = accepted = 0
     try:
         start = int(await client.get(note) or 0)
@@ -57,11 +56,14 @@ async def import_histories(
             for user in batch:
                 theirs = _events(dataset, user)
                 arguments = append_arguments(theirs, settings.history_length, settings.history_expiry_s)
-                await script(user_keys(user.user_id, "events", "ids", "count"), arguments, client=pipeline)
+                keys = user_keys(user.user_id, "events", "ids", "count")
+                pipeline.eval(
+                    APPEND, len(keys), *keys, *arguments
+                )  # a cluster's takes no registered script
                 events += len(theirs)
-            pipeline.set(note, first + len(batch), ex=settings.history_expiry_s)
-            *flags, _ = await pipeline.execute()
-            accepted += sum(sum(of_user) for of_user in flags)
+            accepted += sum(sum(of_user) for of_user in await pipeline.execute())
+            # Only now: the nodes of a cluster do not fail together.
+            await client.set(note, first + len(batch), ex=settings.history_expiry_s)
         await client.delete(note)
     except (RedisError, OSError) as error:
         raise HistoryUnavailableError(

@@ -13,15 +13,13 @@ import hashlib
 import json
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ClusterDownError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from service.errors import HistoryUnavailableError, SettingsError
+from service.errors import HistoryUnavailableError
+from service.history.client import Client, Script, within
 from service.history.scripts import APPEND, ARRIVAL_DIGITS, READ
 from service.metrics import Metrics
 from service.settings import HistorySettings
@@ -53,40 +51,17 @@ class StoredHistory:
     count: int
 
 
-def connect(url: str, timeout_s: float, connections: int) -> Redis:
-    """The one place where a client is made: bounded pool, no retries, times limited.
-
-    Raises:
-        SettingsError: the URL is none that redis-py reads.
-    """
-    try:
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=connections,
-            timeout=timeout_s,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            client_name="espalier",
-        )
-    except ValueError as error:
-        raise SettingsError(
-            f"ESPALIER_REDIS_URL: {error}; give redis://HOST:PORT, rediss://…, unix://PATH or embedded"
-        ) from error
-    return Redis.from_pool(pool)
-
-
 class HistoryStore:
     """Appends, reads and forgets. One client, whatever the number of requests."""
 
-    def __init__(self, client: Redis, settings: HistorySettings, metrics: Metrics) -> None:
+    def __init__(self, client: Client, settings: HistorySettings, metrics: Metrics) -> None:
         self._client = client
         self._timeout = settings.redis_timeout_s
         self._length = settings.history_length
         self._expiry = settings.history_expiry_s
         self._metrics = metrics
-        self._append_script = client.register_script(APPEND)
-        self._read_script = client.register_script(READ)
+        self._append_script = Script(client, APPEND)
+        self._read_script = Script(client, READ)
 
     async def append(self, user_id: str, events: Sequence[Event]) -> list[bool]:
         """Stores events. Returns for each whether it is new; False: a duplicate.
@@ -121,7 +96,8 @@ class HistoryStore:
             HistoryUnavailableError: Redis is away or slow.
         """
         keys = user_keys(user_id, "events", "ids", "count")
-        await self._perform("delete", self._client.delete(*keys))
+        # Not `delete`: of a cluster that is a pipeline, and no pipeline heeds the bound on operations.
+        await self._perform("delete", self._client.execute_command("DEL", *keys))
 
     async def check(self) -> None:
         """Asks Redis for a sign of life, for the metric."""
@@ -131,18 +107,10 @@ class HistoryStore:
         await self._client.aclose()
 
     async def _perform(self, name: str, operation: Awaitable[T]) -> T:
-        """Waits for an operation as long as the limit allows, counts it, and maps what went wrong.
-
-        It runs in a task of its own, which is given up rather than awaited: redis-py waits inside by
-        `asyncio.wait_for`, and Python 3.11's may swallow a cancellation, ours or our caller's.
-        """
-        task = asyncio.ensure_future(operation)
+        """Waits for an operation as long as the limit allows, counts it, and maps what went wrong."""
         outcome = "error"
         try:
-            done, _ = await asyncio.wait({task}, timeout=self._timeout)
-            if not done:
-                raise TimeoutError  # noqa: TRY301 - told like redis-py's own, below
-            result = task.result()
+            result = await within(self._timeout, operation)
             outcome = "ok"
         except asyncio.CancelledError:
             outcome = "cancelled"
@@ -150,25 +118,18 @@ class HistoryStore:
         except (TimeoutError, RedisTimeoutError) as error:
             outcome = "timeout"
             raise HistoryUnavailableError("the history store did not answer in time") from error
+        except ClusterDownError as error:
+            raise HistoryUnavailableError(f"the history store is away ({error})") from error
         except ResponseError as error:  # it is up and says no: full, for one
             outcome = "refused"
             raise HistoryUnavailableError(f"the history store refuses: {error}") from error
         except (RedisError, OSError) as error:
             raise HistoryUnavailableError(f"the history store is away ({type(error).__name__})") from error
         finally:
-            if not task.done():
-                task.cancel()
-                task.add_done_callback(_give_up)
             self._metrics.history_operations.labels(name, outcome).inc()
             if outcome != "cancelled":  # the caller left, which says nothing about Redis
                 self._metrics.redis_up.set(outcome in ("ok", "refused"))
         return result
-
-
-def _give_up(task: asyncio.Future[Any]) -> None:
-    """Takes the outcome of a task that nobody waits for, so that asyncio does not complain."""
-    if not task.cancelled():
-        task.exception()
 
 
 def append_arguments(events: Sequence[Event], length: int, expiry: int) -> list[str | int]:

@@ -52,6 +52,7 @@ class Recommender:
         readiness: Readiness,
         metrics: Metrics,
         deadline_s: float,
+        refuse_without_history: bool,
     ) -> None:
         self._models = models
         self._histories = histories
@@ -59,6 +60,7 @@ class Recommender:
         self._readiness = readiness
         self._metrics = metrics
         self._deadline_s = deadline_s
+        self._refuse_without_history = refuse_without_history
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """Answers one request.
@@ -68,6 +70,7 @@ class Recommender:
             NoModelError: no checkpoint is loaded.
             DeadlineError: it took too long.
             EngineError: the engine died.
+            HistoryUnavailableError: the history cannot be read, and such requests are to be refused.
         """
         start = time.perf_counter()
         deadline = asyncio.get_running_loop().time() + self._deadline_s
@@ -119,6 +122,8 @@ class Recommender:
         try:
             stored = await self._histories.read(request.user_id)
         except HistoryUnavailableError:
+            if self._refuse_without_history:
+                raise
             return Reading(frozenset(), (), ()), "history_unavailable"
         return read_history(model, [event.item_id for event in stored.events], stored.count), None
 

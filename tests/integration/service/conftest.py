@@ -4,18 +4,15 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
-import redis
+from redis_servers import RedisServer
 from served_artifact import write_other_artifact, write_served_artifact
 
 from recommender.artifact import Artifact
@@ -99,47 +96,9 @@ def start_service(served_artifact: Artifact, tmp_path: Path) -> Iterator[StartSe
         process.stdout.close()
 
 
-class RedisServer:
-    """Debian's redis-server on a free port, with an append-only file."""
-
-    def __init__(self, program: str, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}"
-        options = {
-            "port": self.port,
-            "bind": "127.0.0.1",
-            "dir": folder,
-            "appendonly": "yes",
-            "appendfsync": "always",
-            "save": "",
-        }
-        self._command = [program, *(str(part) for name in options for part in (f"--{name}", options[name]))]
-        self.start()
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        with redis.Redis.from_url(self.url) as client:
-            for _ in range(300):
-                with suppress(redis.ConnectionError, redis.BusyLoadingError):
-                    if client.ping():
-                        return
-                time.sleep(0.05)
-        raise AssertionError("redis-server did not start")
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(timeout=30)
-
-
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    program = shutil.which("redis-server")
-    if program is None:
-        pytest.skip("redis-server is not installed")
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    server = RedisServer(program, folder)
+    server = RedisServer(tmp_path / "redis")
     yield server
     server.process.send_signal(signal.SIGCONT)
     server.kill()

@@ -4,13 +4,13 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from redis_servers import until
 
 pytestmark = pytest.mark.redis
 
@@ -30,14 +30,6 @@ def add(client: httpx.Client, item: int) -> int:
 def stored(client: httpx.Client) -> list[int]:
     items = client.get("/users/ann/history").json()["items"]
     return [int(item["timestamp"]) for item in items]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it did not come about in time")
 
 
 def test_killed_and_restarted_nothing_acknowledged_is_lost(

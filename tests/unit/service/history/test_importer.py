@@ -19,8 +19,9 @@ from recommender.dataset import (
     TitleStatistics,
 )
 from service.errors import HistoryUnavailableError
+from service.history.client import connect
 from service.history.importer import Imported, import_histories
-from service.history.store import HistoryStore, connect
+from service.history.store import HistoryStore
 from service.metrics import Metrics
 from service.settings import HistorySettings
 

@@ -5,7 +5,8 @@ import pytest
 from redis.asyncio import Redis
 
 from service.errors import HistoryUnavailableError, SettingsError
-from service.history.store import Event, HistoryStore, connect, idempotence_of, user_keys
+from service.history.client import connect
+from service.history.store import Event, HistoryStore, idempotence_of, user_keys
 from service.metrics import Metrics
 from service.settings import HistorySettings
 
