@@ -47,6 +47,7 @@ def connect(url: str, timeout_s: float, connections: int) -> Client:
         pool = BlockingConnectionPool.from_url(
             url, max_connections=connections, timeout=timeout_s, **_limits(timeout_s)
         )
+        pool.connection_class(**pool.connection_kwargs)  # it knows which options there are
     except (ValueError, TypeError, RedisClusterException) as error:
         raise SettingsError(
             f"ESPALIER_REDIS_URL: {error}; give redis://HOST:PORT, rediss://…, unix://PATH, "

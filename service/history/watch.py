@@ -48,8 +48,9 @@ class StoreWatch:
                     f"ESPALIER_REDIS_URL: Redis refuses user and password ({refused}); correct them there, "
                     "or in ESPALIER_REDIS_PASSWORD_FILE"
                 ) from error
-            if _cause(error, ResponseError) is not None:
-                raise SettingsError(f"ESPALIER_REDIS_URL: Redis refuses: {error}") from error
+            refused = _cause(error, ResponseError)
+            if refused is not None:
+                raise SettingsError(f"ESPALIER_REDIS_URL: Redis refuses: {refused}") from error
             _log.warning("redis is away at the start (%s); it is looked for", error or "no answer in time")
             self._up = False
             return

@@ -5,7 +5,6 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -57,11 +56,15 @@ class RedisServer:
         self.process = subprocess.Popen([self._program, *arguments], stdout=subprocess.DEVNULL)
         with self.client() as client:
             for _ in range(300):
-                with suppress(redis.ConnectionError, redis.BusyLoadingError):
-                    if client.ping():
-                        return
-                time.sleep(0.05)
-        raise AssertionError("redis-server did not start")
+                try:
+                    client.ping()
+                except redis.ConnectionError as error:
+                    failure = error
+                    time.sleep(0.05)
+                else:
+                    return
+        self.kill()
+        raise AssertionError("redis-server did not start") from failure
 
     def client(self) -> redis.Redis:
         return redis.Redis.from_url(self.url + self._query)

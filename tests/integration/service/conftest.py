@@ -102,3 +102,24 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     yield server
     server.process.send_signal(signal.SIGCONT)
     server.kill()
+
+
+@pytest.fixture
+def refused(served_artifact: Artifact, tmp_path: Path) -> Callable[..., str]:
+    """`refused("--redis", url, NAME="value")` starts a service that refuses to; returns what it said."""
+
+    def start(*arguments: str, **environment: str) -> str:
+        command = [sys.executable, "-m", "espalier", "serve", str(served_artifact.path), "--port", "0"]
+        done = subprocess.run(
+            [*command, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            env=os.environ | {"ESPALIER_STATE_DIR": str(tmp_path / "state")} | environment,
+        )
+        assert done.returncode == 2, done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        return done.stderr
+
+    return start

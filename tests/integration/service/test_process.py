@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
+from redis_servers import until
 
 from recommender.artifact import Artifact
 
@@ -66,6 +68,33 @@ def test_histories_outlive_a_killed_service(start_service: Callable[..., Any]) -
         items = client.get("/users/ann/history").json()["items"]
     assert [item["item_id"] for item in items] == ["g0", "g1", "g2", "g3", "g4"]
     assert second.end(signal.SIGINT) == 0
+
+
+@pytest.mark.killing
+def test_a_killed_valkey_is_started_again_and_has_what_was_acknowledged(
+    start_service: Callable[..., Any], tmp_path: Path
+) -> None:
+    service = start_service()
+    socket_path = str(tmp_path / "state" / "histories" / "valkey.sock")
+    with service.client() as client:
+        events = "/users/ann/events"
+        acknowledged = 0
+        for _ in range(2):
+            for _ in range(10):
+                body = {"item_id": f"g{acknowledged}", "timestamp": acknowledged}
+                assert client.post(events, json=body).status_code == 200
+                acknowledged += 1
+            with redis.Redis(unix_socket_path=socket_path) as direct:
+                os.kill(direct.info("server")["process_id"], signal.SIGKILL)
+            # Until it is back, whoever brings a history is answered all the same.
+            answer = client.post("/recommend", json={"history": ["g1"]})
+            assert answer.json()["strategy"] == "model"
+            until(lambda: client.get("/users/ann/history").status_code == 200)
+            items = client.get("/users/ann/history").json()["items"]
+            assert [item["item_id"] for item in items] == [f"g{item}" for item in range(acknowledged)]
+            assert client.get("/readyz").status_code == 200
+    assert service.end() == 0
+    assert "the embedded server died" in service.log.read_text()
 
 
 def test_what_is_in_flight_is_answered_before_the_end(start_service: Callable[..., Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from redis_servers import until
+from redis_servers import RedisServer, until
 
 pytestmark = pytest.mark.redis
 
@@ -33,7 +33,7 @@ def stored(client: httpx.Client) -> list[int]:
 
 
 def test_killed_and_restarted_nothing_acknowledged_is_lost(
-    start_service: Callable[..., Any], redis_server: Any
+    start_service: Callable[..., Any], redis_server: RedisServer
 ) -> None:
     service = start_service("--redis", redis_server.url, ESPALIER_PROBE_INTERVAL_S="0.1")
     with service.client() as client:
@@ -57,7 +57,7 @@ def test_killed_and_restarted_nothing_acknowledged_is_lost(
 
 
 def test_paused_it_costs_the_timeout_and_recovers(
-    start_service: Callable[..., Any], redis_server: Any
+    start_service: Callable[..., Any], redis_server: RedisServer
 ) -> None:
     service = start_service("--redis", redis_server.url, ESPALIER_REDIS_TIMEOUT_S="0.2")
     with service.client() as client:
@@ -75,7 +75,7 @@ def test_paused_it_costs_the_timeout_and_recovers(
 
 
 def test_it_starts_without_redis_and_finds_it_later(
-    start_service: Callable[..., Any], redis_server: Any
+    start_service: Callable[..., Any], redis_server: RedisServer
 ) -> None:
     redis_server.kill()
     service = start_service("--redis", redis_server.url)
@@ -87,8 +87,61 @@ def test_it_starts_without_redis_and_finds_it_later(
         assert recommend(client, user_id="ann")["strategy"] == "model"
 
 
+def test_full_it_refuses_events_and_all_else_goes_on(
+    start_service: Callable[..., Any], redis_server: RedisServer
+) -> None:
+    service = start_service("--redis", redis_server.url)
+    with service.client() as client, redis_server.client() as direct:
+        assert add(client, 1) == 200
+        direct.config_set("maxmemory", direct.info("memory")["used_memory"] // 2)
+        assert add(client, 2) == 503
+        for asking in (client, start_service("--redis", redis_server.url).client()):
+            stored_one = recommend(asking, user_id="ann")
+            assert (stored_one["strategy"], stored_one["degraded"]) == ("model", None)
+            assert recommend(asking, history=["g3"])["strategy"] == "model"
+            assert stored(asking) == [1]
+            assert add(asking, 2) == 503
+            assert asking.get("/readyz").status_code == 200
+        asking.close()
+        assert client.delete("/users/bob/history").status_code == 204
+        direct.config_set("maxmemory", 0)
+        assert add(client, 2) == 200
+        assert stored(client) == [1, 2]
+
+
+def test_one_that_evicts_is_refused_at_the_start_and_told_of_later(
+    start_service: Callable[..., Any], refused: Callable[..., str], redis_server: RedisServer
+) -> None:
+    redis_server.options["maxmemory-policy"] = "allkeys-lru"
+    redis_server.kill()
+    service = start_service("--redis", redis_server.url, ESPALIER_PROBE_INTERVAL_S="0.1")
+    redis_server.start()
+    until(lambda: "would forget histories in silence" in service.log.read_text())
+    message = refused("--redis", redis_server.url)
+    assert "maxmemory-policy allkeys-lru" in message
+    assert "CONFIG SET maxmemory-policy noeviction" in message
+
+
+def test_without_a_history_it_can_refuse(
+    start_service: Callable[..., Any], redis_server: RedisServer
+) -> None:
+    service = start_service("--redis", redis_server.url, ESPALIER_HISTORY_UNAVAILABLE="refuse")
+    with service.client() as client:
+        assert recommend(client, user_id="ann")["strategy"] == "popular"  # a stranger is no trouble
+        redis_server.kill()
+        answer = client.post("/recommend", json={"user_id": "ann"})
+        assert answer.status_code == 503
+        assert answer.json()["type"] == "urn:espalier:problem:history-unavailable"
+        assert recommend(client, history=["g3"])["strategy"] == "model"
+        batch = {"requests": [{"user_id": "ann"}, {"history": ["g3"]}]}
+        answers = client.post("/recommend/batch", json=batch).json()["responses"]
+        assert [entry["status"] for entry in answers] == [503, 200]
+        redis_server.start()
+        until(lambda: client.post("/recommend", json={"user_id": "ann"}).status_code == 200)
+
+
 def test_histories_are_the_same_whichever_replica_is_asked(
-    start_service: Callable[..., Any], redis_server: Any
+    start_service: Callable[..., Any], redis_server: RedisServer
 ) -> None:
     first = start_service("--redis", redis_server.url)
     second = start_service("--redis", redis_server.url)
@@ -101,7 +154,7 @@ def test_histories_are_the_same_whichever_replica_is_asked(
 
 
 def test_a_prepared_data_set_is_imported_and_asked_for(
-    start_service: Callable[..., Any], redis_server: Any, tmp_path: Path
+    start_service: Callable[..., Any], redis_server: RedisServer, tmp_path: Path
 ) -> None:
     source, dataset = tmp_path / "source", tmp_path / "dataset"
     source.mkdir()

@@ -1,11 +1,15 @@
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import redis
+from redis_servers import until
 
 from service.errors import SettingsError
+from service.history import embedded
 from service.history.embedded import embedded_server, history_url
 from service.settings import HistorySettings
 
@@ -13,6 +17,7 @@ pytestmark = pytest.mark.valkey
 
 KILLED_SERVICE = """
 import os, pathlib, redis, signal, sys
+from service.history import embedded
 from service.history.embedded import embedded_server
 with embedded_server(pathlib.Path(sys.argv[1])) as url:
     redis.Redis.from_url(url).set("key", "kept")
@@ -55,6 +60,57 @@ def test_a_server_that_outlived_its_service_is_ended_and_its_data_kept(tmp_path:
     with embedded_server(tmp_path) as url, redis.Redis.from_url(url) as client:
         assert client.get("key") == b"kept"
         assert client.info("server")["process_id"] != orphan_id
+
+
+def kill(client: redis.Redis) -> int:
+    """Kills the server. Returns the id that its process had."""
+    number: int = client.info("server")["process_id"]
+    os.kill(number, signal.SIGKILL)
+    return number
+
+
+def running(client: redis.Redis, other_than: int) -> bool:
+    try:
+        return bool(client.info("server")["process_id"] != other_than)
+    except redis.ConnectionError:
+        return False
+
+
+def test_a_server_that_dies_alone_is_started_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with embedded_server(tmp_path) as url, redis.Redis.from_url(url) as client:
+        for life in (1, 2):
+            client.set(f"key {life}", "kept")
+            kill(client)
+            until(lambda life=life: caplog.text.count("the embedded server runs again") == life)  # type: ignore[misc]
+            assert client.mget("key 1", f"key {life}") == [b"kept", b"kept"]
+        assert caplog.text.count("the embedded server died") == 2
+
+
+def test_one_that_does_not_start_again_is_tried_until_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(embedded, "_FIRST_PAUSE_SECONDS", 0.01)
+    with embedded_server(tmp_path) as url, redis.Redis.from_url(url) as client:
+        client.set("key", "kept")
+        files = tmp_path / "appendonlydir"
+        files.chmod(0)
+        files.rename(tmp_path / "away")
+        files.write_text("no folder")
+        killed = kill(client)
+        until(lambda: caplog.text.count("does not start") >= 2)
+        files.unlink()
+        (tmp_path / "away").rename(files)
+        files.chmod(0o700)
+        until(lambda: running(client, killed))
+        assert client.get("key") == b"kept"
+
+
+def test_one_that_is_dead_at_the_end_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "_LOOK_SECONDS", 60)
+    with embedded_server(tmp_path) as url, redis.Redis.from_url(url) as client:
+        kill(client)
 
 
 def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from service.errors import HistoryUnavailableError, SettingsError
+from service.errors import HistoryUnavailableError
 from service.history.client import connect
 from service.history.store import Event, HistoryStore, idempotence_of, user_keys
 from service.metrics import Metrics
@@ -177,11 +177,6 @@ async def test_nobody_there_is_unavailable(tmp_path: object) -> None:
     store = HistoryStore(client, HistorySettings(), Metrics())
     with pytest.raises(HistoryUnavailableError, match="away"):
         await store.read("ann")
-
-
-def test_a_url_that_is_none_is_refused() -> None:
-    with pytest.raises(SettingsError, match=r"ESPALIER_REDIS_URL.*unix://PATH"):
-        connect("localhost:6379", timeout_s=1, connections=1)
 
 
 async def test_a_cancellation_is_never_swallowed(empty_valkey: str) -> None:
