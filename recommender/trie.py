@@ -84,6 +84,11 @@ class TitleTrie:
         return len(self.item_offsets) - 1
 
     @property
+    def longest_path(self) -> int:
+        """Tokens of the longest title, its separator included; 0 without titles."""
+        return max((len(self.path(leaf)) for leaf in range(self.leaf_count)), default=0)
+
+    @property
     def nbytes(self) -> int:
         return sum(getattr(self, field.name).nbytes for field in fields(self))
 

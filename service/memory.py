@@ -12,10 +12,10 @@ _CGROUP = Path("/sys/fs/cgroup")
 _LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process and its descendants; 0 where the system does not tell it."""
+def resident_bytes(root: int | None = None) -> int:
+    """Resident memory of a process (this one) and its descendants; 0 where the system does not tell it."""
     page = os.sysconf("SC_PAGE_SIZE")
-    return sum(_resident_pages(process) for process in _descendants(os.getpid())) * page
+    return sum(_resident_pages(process) for process in descendants(root or os.getpid())) * page
 
 
 def memory_limit_bytes(cgroup: Path = _CGROUP) -> int:
@@ -26,7 +26,8 @@ def memory_limit_bytes(cgroup: Path = _CGROUP) -> int:
     return min([machine, *(int(limit) for limit in found if limit.isdecimal())])
 
 
-def _descendants(process: int) -> Iterator[int]:
+def descendants(process: int) -> Iterator[int]:
+    """A process, its children, theirs, and so on, as they are while one reads; Linux only, else itself."""
     yield process
     for file in _PROC.glob(f"{process}/task/*/children"):
         try:
@@ -34,7 +35,7 @@ def _descendants(process: int) -> Iterator[int]:
         except OSError:  # the thread has just ended
             continue
         for child in children:
-            yield from _descendants(int(child))
+            yield from descendants(int(child))
 
 
 def _resident_pages(process: int) -> int:

@@ -40,7 +40,7 @@ async def load_model(
     """
     await report("verifying")
     await asyncio.to_thread(artifact.verify)
-    await asyncio.to_thread(refuse_what_has_no_room, artifact)
+    await asyncio.to_thread(refuse_what_has_no_room, artifact, make_engine.overhead_bytes(artifact))
     await report("loading")
     made = await make_engine(artifact)
     try:
@@ -56,16 +56,15 @@ async def load_model(
 
 
 def _bundle(artifact: Artifact, made: MadeEngine) -> LoadedModel:
-    catalogue, trie = made.titles.catalogue, made.titles.trie
+    catalogue = made.titles.catalogue
     item_of_title: dict[str, int] = {}
     for item in catalogue.by_popularity:
         item_of_title.setdefault(catalogue.titles[item], item)
-    longest = max((len(trie.path(leaf)) for leaf in range(trie.leaf_count)), default=0)
     return LoadedModel(
         artifact=artifact,
         titles=made.titles,
         item_of_title=item_of_title,
-        prompt_limit=made.context - longest,
+        prompt_limit=made.context - made.titles.trie.longest_path,
         engine=made.engine,
     )
 

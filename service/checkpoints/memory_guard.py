@@ -22,13 +22,18 @@ def needed_bytes(artifact: Artifact) -> int:
     return weights + _FLOAT32 * artifact.manifest.parameters.total + _GROWTH * (artifact.nbytes - weights)
 
 
-def refuse_what_has_no_room(artifact: Artifact) -> None:
+def refuse_what_has_no_room(artifact: Artifact, overhead: int) -> None:
     """Counts what is resident now, the serving model included, and what the new one needs on top.
+
+    Args:
+        artifact: the new one.
+        overhead: bytes that its engine takes beside what the artifact says.
 
     Raises:
         SwapError: both together exceed the limit.
     """
-    resident, needed, limit = resident_bytes(), needed_bytes(artifact), memory_limit_bytes()
+    resident, limit = resident_bytes(), memory_limit_bytes()
+    needed = needed_bytes(artifact) + overhead
     if resident + needed > limit:
         raise SwapError(
             f"{artifact.identity} needs about {needed >> 20} MiB beside the {resident >> 20} MiB in use, "

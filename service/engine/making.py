@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from recommender.artifact import Artifact
 from recommender.ranker import Ranker, TitleIndex
 from service.engine.native.engine import NativeEngine
 from service.engine.protocol import Engine
 from service.engine.vllm.engine import VllmEngine
+from service.engine.vllm.reserve import kv_cache_bytes
 from service.errors import SettingsError
 from service.metrics import Metrics
 from service.settings import Settings
 
-# Prompts are far shorter; what vLLM reserves for one request grows with it.
-_VLLM_CONTEXT = 2048
+# Prompts are far shorter. One bound for all engines, so that they cut a long prompt at the same place;
+# what vLLM reserves for one request grows with it.
+_LONGEST_CONTEXT = 2048
 _LOOK = (
     "from importlib.util import find_spec; "
     "print(*(name for name in ('vllm', 'service', 'recommender') if find_spec(name) is None))"
@@ -34,7 +37,21 @@ class MadeEngine:
     context: int
 
 
-EngineMaker = Callable[[Artifact], Awaitable[MadeEngine]]
+class EngineMaker(Protocol):
+    """Makes an engine for an artifact."""
+
+    async def __call__(self, artifact: Artifact) -> MadeEngine:
+        """Loads it.
+
+        Raises:
+            UnsupportedModelError: the model's family cannot be run.
+            EngineError: the engine did not start.
+        """
+        ...
+
+    def overhead_bytes(self, artifact: Artifact) -> int:
+        """Memory of the host that the engine takes beside the artifact's own tensors and tables."""
+        ...
 
 
 def engine_maker(settings: Settings, metrics: Metrics) -> EngineMaker:
@@ -44,47 +61,71 @@ def engine_maker(settings: Settings, metrics: Metrics) -> EngineMaker:
         SettingsError: the engine is vLLM, and the interpreter that is to run it has none.
     """
     if settings.engine == "native":
-        return native_maker(settings.max_batch, settings.prefix_cache_bytes)
+        return NativeMaker(settings.max_batch, settings.prefix_cache_bytes)
     refuse_interpreter_without_vllm(settings.vllm_python)
 
     def count(reason: str) -> None:
         metrics.engine_failures.labels(reason).inc()
 
-    return vllm_maker(settings.vllm_python, settings.max_batch, count)
+    return VllmMaker(settings.vllm_python, settings.max_batch, count)
 
 
-def native_maker(max_batch: int, prefix_cache_bytes: int) -> EngineMaker:
+class NativeMaker:
     """Makes native engines; each has a prefix cache of its own, which a swap therefore empties."""
 
-    async def make(artifact: Artifact) -> MadeEngine:
+    def __init__(self, max_batch: int, prefix_cache_bytes: int) -> None:
+        self._max_batch = max_batch
+        self._prefix_cache_bytes = prefix_cache_bytes
+
+    async def __call__(self, artifact: Artifact) -> MadeEngine:
         ranker = await asyncio.to_thread(
-            Ranker.from_artifact, artifact, prefix_cache_bytes=prefix_cache_bytes
+            Ranker.from_artifact, artifact, prefix_cache_bytes=self._prefix_cache_bytes
         )
-        context = artifact.architecture.max_position_embeddings
-        return MadeEngine(NativeEngine(ranker, max_batch), ranker, context)
+        return MadeEngine(NativeEngine(ranker, self._max_batch), ranker, _context(artifact))
 
-    return make
+    def overhead_bytes(self, artifact: Artifact) -> int:
+        del artifact
+        return self._prefix_cache_bytes
 
 
-def vllm_maker(python: Path, max_batch: int, on_failure: Callable[[str], None]) -> EngineMaker:
-    """Makes vLLM engines, each with a child process that `python` runs."""
+class VllmMaker:
+    """Makes vLLM engines, each with a child process that `python` runs.
 
-    async def make(artifact: Artifact) -> MadeEngine:
+    What a child holds beside the model, some 0.8 GB of libraries and workspace, is measured at each one
+    that starts, and expected of the next. Before the first nothing is known; nothing serves then that a
+    lack of memory could take along.
+    """
+
+    def __init__(self, python: Path, max_batch: int, on_failure: Callable[[str], None]) -> None:
+        self._python = python
+        self._max_batch = max_batch
+        self._on_failure = on_failure
+        self._measured = 0
+        self._on_accelerator = False
+
+    async def __call__(self, artifact: Artifact) -> MadeEngine:
         titles = await asyncio.to_thread(_titles, artifact)
-        context = min(artifact.architecture.max_position_embeddings, _VLLM_CONTEXT)
+        context = _context(artifact)
         command = [
-            str(python),
-            "-m",
-            "service.engine.vllm.child",
-            "--artifact",
-            str(artifact.path.resolve()),
+            *(str(self._python), "-m", "service.engine.vllm.child"),
+            *("--artifact", str(artifact.path.resolve())),
+            *("--context", str(context), "--kv-cache", str(self._kv_cache_bytes(artifact))),
         ]
-        command += ["--max-batch", str(max_batch), "--context", str(context)]
-        engine = VllmEngine(command, max_batch, on_failure)
+        engine = VllmEngine(command, self._max_batch, self._on_failure)
         await engine.start()
+        self._measured = engine.overhead_bytes
+        self._on_accelerator = engine.memory().accelerator > 0
         return MadeEngine(engine, titles, context)
 
-    return make
+    def overhead_bytes(self, artifact: Artifact) -> int:
+        return self._measured + (0 if self._on_accelerator else self._kv_cache_bytes(artifact))
+
+    def _kv_cache_bytes(self, artifact: Artifact) -> int:
+        return kv_cache_bytes(artifact.architecture, _context(artifact), self._max_batch)
+
+
+def _context(artifact: Artifact) -> int:
+    return min(artifact.architecture.max_position_embeddings, _LONGEST_CONTEXT)
 
 
 def refuse_interpreter_without_vllm(python: Path) -> None:

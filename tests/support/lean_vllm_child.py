@@ -1,22 +1,20 @@
 """A child that speaks to the service as vLLM's does, with the lean transformer where vLLM would be.
 
 So the step loop, the protocol and the supervision run for real on a machine without vLLM. It may be
-told to fail: `--fail load`, or at the first ranking `--fail memory` or `--fail hang`.
+told to fail: `--fail load`, or at the first ranking `--fail memory`, `--fail hang`, or `--fail slow`, which
+works on a step for three seconds.
 """
 
 import argparse
-import socket
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 
 from recommender.artifact import Artifact
-from recommender.ranker import TitleIndex
 from recommender.search.transformer import LeanTransformer
 from recommender.trie import TitleTrie
-from service.engine.vllm.child import Child, last_words
+from service.engine.vllm.child import serve
 from service.engine.vllm.messages import Ready
 from service.engine.vllm.search import Listing, Row
 
@@ -24,9 +22,18 @@ from service.engine.vllm.search import Listing, Row
 class LeanModel:
     """Answers rows one by one, each read anew. `failure` happens at the first row after `ready`."""
 
-    def __init__(self, model: LeanTransformer, trie: TitleTrie, failure: str | None = None) -> None:
+    def __init__(
+        self,
+        model: LeanTransformer,
+        trie: TitleTrie,
+        context: int = 512,
+        kv_cache: int = 0,
+        failure: str | None = None,
+    ) -> None:
         if failure == "load":
             raise ValueError("no such weights\nand more")
+        self.context = context
+        self._kv_cache = kv_cache
         self._model = model
         self._trie = trie
         self._failure = failure
@@ -43,10 +50,8 @@ class LeanModel:
             del self.rows[ticket]
 
     def step(self) -> list[tuple[int, Listing]]:
-        if self._told and self._failure == "memory":
-            raise MemoryError("no room")
-        if self._told and self._failure == "hang":
-            time.sleep(3600)
+        if self._told:
+            self._fail()
         ticket = next(iter(self.rows))
         row = self.rows.pop(ticket)
         cache = self._model.new_cache()
@@ -61,7 +66,17 @@ class LeanModel:
 
     def ready(self) -> Ready:
         self._told = True
-        return Ready(weights=self._model.nbytes, kv_cache=5, accelerator=0)
+        return Ready(weights=self._model.nbytes, kv_cache=self._kv_cache, accelerator=0)
+
+    def _fail(self) -> None:
+        if self._failure == "memory":
+            raise MemoryError("no room")
+        if self._failure == "hang":
+            time.sleep(3600)
+        if self._failure == "slow":
+            end, self._failure = time.monotonic() + 3, None
+            while time.monotonic() < end:
+                pass
 
     def metrics(self) -> str:
         return "# TYPE vllm:lean gauge\nvllm:lean 1.0\n"
@@ -69,20 +84,14 @@ class LeanModel:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--socket", type=int, required=True)
-    parser.add_argument("--artifact", type=Path, required=True)
     parser.add_argument("--fail")
-    given = parser.parse_args()
-    with socket.socket(fileno=given.socket) as connection:
-        try:
-            artifact = Artifact.open(given.artifact)
-            titles = TitleIndex(artifact.load_catalogue(), artifact.load_encoder(), artifact.load_trie())
-            Child(connection, titles, LeanModel(artifact.load_transformer(), titles.trie, given.fail)).run()
-        except (BrokenPipeError, ConnectionResetError):
-            return
-        except Exception as error:
-            connection.sendall(last_words(error).line())
-            raise
+    ours, others = parser.parse_known_args()
+
+    def load(artifact: Artifact, context: int, kv_cache: int) -> LeanModel:
+        trie = artifact.load_trie()
+        return LeanModel(artifact.load_transformer(), trie, context, kv_cache, ours.fail)
+
+    serve(others, load)
 
 
 if __name__ == "__main__":

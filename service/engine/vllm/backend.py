@@ -89,19 +89,18 @@ class TrieProcessor(LogitsProcessor):  # type: ignore[misc]
 class VllmModel:
     """An artifact in vLLM, as a `Model` of the step loop."""
 
-    def __init__(self, artifact: Artifact, max_batch: int, context: int) -> None:
+    def __init__(self, artifact: Artifact, context: int, kv_cache: int) -> None:
         """Loads the weights.
 
         Args:
             artifact: what to load.
-            max_batch: requests searched together; the cache of keys and values is made to hold them.
             context: tokens that a prompt with a title may have.
+            kv_cache: bytes of the cache of keys and values.
         """
-        shape = artifact.architecture
+        self.context = context
+        self._kv_cache = kv_cache
         on_cpu = not torch.cuda.is_available()
         children = np.diff(artifact.load_trie().child_offsets)
-        per_token = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * 4
-        self._kv_cache = max(64 << 20, per_token * (context + max_batch * 512))
         self._engine = LLMEngine.from_engine_args(
             EngineArgs(
                 model=str(artifact.path),
@@ -110,7 +109,7 @@ class VllmModel:
                 dtype="float32",  # the same answers as the native engine's; bfloat16 gives others
                 max_model_len=context,
                 max_num_batched_tokens=max(_BATCHED_TOKENS, context),
-                kv_cache_memory_bytes=self._kv_cache,
+                kv_cache_memory_bytes=kv_cache,
                 block_size=_BLOCK_TOKENS_ON_CPU if on_cpu else None,
                 enable_prefix_caching=True,
                 enforce_eager=True,

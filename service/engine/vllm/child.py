@@ -1,15 +1,21 @@
 """The child process: vLLM, the step loop and one socket, all in one thread.
 
 The loop that steps is the loop that reads, answers and gives signs of life, so a sign of life proves
-that it turns. It ends when the service closes the socket, and so dies with the service.
+that it turns. When the service closes the socket, or dies, a second thread ends the process, whatever
+the first one is busy with.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import select
+import shutil
 import socket
+import sys
+import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -28,6 +34,7 @@ from service.engine.vllm.messages import (
     Rank,
     Ranked,
     Ready,
+    Refused,
 )
 from service.engine.vllm.search import Model, StepLoop
 
@@ -36,7 +43,10 @@ _WARM_UP = -1  # the key of the search that nobody asked for
 
 
 class ServedModel(Model, Protocol):
-    """A model that can also tell about itself."""
+    """A model that can also tell about itself: `context` tokens at most have a prompt and its title."""
+
+    @property
+    def context(self) -> int: ...
 
     def ready(self) -> Ready: ...
 
@@ -59,6 +69,8 @@ class Child:
         self._titles = titles
         self._model = model
         self._loop = StepLoop(model, titles.trie)
+        # A prompt that leaves room for every title; vLLM dies of a longer one.
+        self._prompt_limit = model.context - titles.trie.longest_path
         self._running: dict[int, _Running] = {}
         self._unread = b""
 
@@ -90,6 +102,9 @@ class Child:
 
     def _take(self, line: bytes) -> None:
         match TO_CHILD.validate_json(line):
+            case Rank() as wanted if len(wanted.prompt) > self._prompt_limit:
+                why = f"the prompt has {len(wanted.prompt)} tokens, and {self._prompt_limit} fit"
+                self._send(Refused(id=wanted.id, why=why))
             case Rank() as wanted:
                 items = self._titles.filter(wanted.exclude, wanted.candidates)
                 self._begin(wanted.id, Query(wanted.prompt, wanted.k, items))
@@ -124,7 +139,7 @@ class Child:
             steps=found.steps,
         )
 
-    def _send(self, message: Ready | Beat | Ranked | OwnMetrics) -> None:
+    def _send(self, message: Ready | Beat | Ranked | Refused | OwnMetrics) -> None:
         self._connection.sendall(message.line())
 
 
@@ -136,21 +151,28 @@ def last_words(error: Exception) -> Dying:
     return Dying(reason="memory" if short else "died", detail=detail)
 
 
-def main() -> None:
-    """Loads the artifact into vLLM and serves it over the inherited socket."""
+def serve(arguments: Sequence[str], load: Callable[[Artifact, int, int], ServedModel]) -> None:
+    """Loads an artifact and serves it over the inherited socket.
+
+    Args:
+        arguments: what `ChildProcess.launch` was told, and added.
+        load: makes the model, of the artifact, its context and the bytes of its cache.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", type=int, required=True)
+    parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--artifact", type=Path, required=True)
-    parser.add_argument("--max-batch", type=int, required=True)
     parser.add_argument("--context", type=int, required=True)
-    given = parser.parse_args()
+    parser.add_argument("--kv-cache", type=int, required=True)
+    given = parser.parse_args(arguments)
     with socket.socket(fileno=given.socket) as connection:
+        threading.Thread(
+            target=_end_with_the_service, args=(connection, given.scratch), daemon=True
+        ).start()
         try:
-            from service.engine.vllm.backend import VllmModel
-
             artifact = Artifact.open(given.artifact)
             titles = TitleIndex(artifact.load_catalogue(), artifact.load_encoder(), artifact.load_trie())
-            Child(connection, titles, VllmModel(artifact, given.max_batch, given.context)).run()
+            Child(connection, titles, load(artifact, given.context, given.kv_cache)).run()
         except (BrokenPipeError, ConnectionResetError):  # the service is gone
             return
         except Exception as error:
@@ -158,5 +180,20 @@ def main() -> None:
             raise
 
 
+def _end_with_the_service(connection: socket.socket, scratch: Path) -> None:
+    """Waits until the other end is closed, and tidies up: a service that was killed cannot."""
+    hang_up = select.poll()
+    hang_up.register(connection, select.POLLRDHUP)
+    hang_up.poll()
+    shutil.rmtree(scratch, ignore_errors=True)
+    os._exit(0)
+
+
+def _load(artifact: Artifact, context: int, kv_cache: int) -> ServedModel:
+    from service.engine.vllm.backend import VllmModel  # seconds, and it may fail
+
+    return VllmModel(artifact, context, kv_cache)
+
+
 if __name__ == "__main__":
-    main()
+    serve(sys.argv[1:], _load)

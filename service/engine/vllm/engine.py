@@ -16,9 +16,11 @@ from itertools import count
 
 from recommender.ranker import RankedItem
 from service.engine.protocol import EngineMemory, Ranking, RankRequest
-from service.engine.vllm.messages import AskMetrics, Cancel, OwnMetrics, Rank, Ranked, Ready
+from service.engine.vllm.messages import AskMetrics, Cancel, OwnMetrics, Rank, Ranked, Ready, Refused
 from service.engine.vllm.process import ChildProcess, Failure
-from service.errors import DeadlineError, EngineError
+from service.engine.vllm.watch import Watch, work_of
+from service.errors import DeadlineError, EngineError, RequestError
+from service.memory import resident_bytes
 
 _log = logging.getLogger("espalier.engine.vllm")
 _METRICS_S = 5.0
@@ -30,13 +32,15 @@ class Patience:
 
     Attributes:
         load_s: until a child is ready.
-        silence_s: without a sign of life, a child counts as hung.
+        silence_s: without a sign of life and without work, a child counts as hung …
+        step_s: … and without a sign of life, however hard it works.
         pause_s: before the first restart; it doubles up to `longest_pause_s` …
         settled_s: … and is forgotten once a child lived this long.
     """
 
     load_s: float = 600.0
-    silence_s: float = 20.0
+    silence_s: float = 2.0
+    step_s: float = 60.0
     pause_s: float = 0.5
     longest_pause_s: float = 30.0
     settled_s: float = 60.0
@@ -59,9 +63,10 @@ class VllmEngine:
         self._places = asyncio.Semaphore(max_batch)
         self._waiting = 0
         self._numbers = count()
-        self._owed: dict[int, asyncio.Future[Ranked | OwnMetrics]] = {}
+        self._owed: dict[int, asyncio.Future[Ranked | Refused | OwnMetrics]] = {}
         self._child: ChildProcess | None = None
         self._held = Ready(weights=0, kv_cache=0, accelerator=0)
+        self._overhead = 0
         self._obstacle = "vLLM is starting"
         self._supervisor: asyncio.Task[None] | None = None
 
@@ -101,6 +106,11 @@ class VllmEngine:
     def memory(self) -> EngineMemory:
         held = self._held
         return EngineMemory(held.weights, held.kv_cache, held.accelerator)
+
+    @property
+    def overhead_bytes(self) -> int:
+        """What the child held beside weights when it began to serve, its cache untouched as yet."""
+        return self._overhead
 
     async def rank(self, request: RankRequest) -> Ranking:
         submitted = time.perf_counter()
@@ -147,6 +157,8 @@ class VllmEngine:
                 candidates=None if request.candidates is None else tuple(request.candidates),
             )
         )
+        if isinstance(answer, Refused):
+            raise RequestError(answer.why)
         assert isinstance(answer, Ranked)
         # What the child does not account for, the way there and back, was spent waiting.
         travel = max(0.0, time.perf_counter() - sent - answer.prefill_s - answer.decode_s)
@@ -163,11 +175,11 @@ class VllmEngine:
             steps=answer.steps,
         )
 
-    async def _ask(self, message: Rank | AskMetrics) -> Ranked | OwnMetrics:
+    async def _ask(self, message: Rank | AskMetrics) -> Ranked | Refused | OwnMetrics:
         child = self._child
         if child is None:
             raise EngineError(self.obstacle or self._obstacle)
-        answer: asyncio.Future[Ranked | OwnMetrics] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Ranked | Refused | OwnMetrics] = asyncio.get_running_loop().create_future()
         self._owed[message.id] = answer
         child.send(message)
         try:
@@ -207,39 +219,51 @@ class VllmEngine:
                 async with asyncio.timeout(self._patience.load_s):
                     message = await child.receive()
                 if isinstance(message, Ready):
-                    self._held, self._child = message, child
-                    _log.info("vLLM is ready (process %d)", child.pid)
+                    self._take_up(child, message)
                     if not started.done():
                         started.set_result(None)
-                    await self._listen(child)
+                    hang = await self._listen(child)
+                    if hang is not None:
+                        self._give_up("vLLM's process hangs")
+                        return Failure("hung", hang)
             except TimeoutError:
-                self._give_up("vLLM's process hangs")
-                return Failure("hung", "it gave no sign of life and was ended")
+                return Failure("hung", f"it was not ready within {self._patience.load_s:g} s")
             self._give_up("vLLM's process ended")
             return await child.failure()
         finally:
             self._child = None
             await child.end()
 
-    async def _listen(self, child: ChildProcess) -> None:
-        """Hands answers out until the child is gone.
+    def _take_up(self, child: ChildProcess, ready: Ready) -> None:
+        """Begins to rank with a child."""
+        self._held, self._child = ready, child
+        in_memory = 0 if ready.accelerator else ready.weights
+        self._overhead = max(0, resident_bytes(child.pid) - in_memory)
+        _log.info("vLLM is ready (process %d)", child.pid)
 
-        Raises:
-            TimeoutError: it gave no sign of life.
-        """
+    async def _listen(self, child: ChildProcess) -> str | None:
+        """Hands answers out until the child is gone, or hangs; returns how."""
+        watch = Watch(lambda: work_of(child.pid), self._patience.silence_s, self._patience.step_s)
         while True:
-            async with asyncio.timeout(self._patience.silence_s):
-                message = await child.receive()
+            try:
+                async with asyncio.timeout(watch.every_s):
+                    message = await child.receive()
+            except TimeoutError:
+                hang = watch.hangs()
+                if hang is not None:
+                    return hang
+                continue
+            watch.heard()
             if message is None:
-                return
-            if isinstance(message, Ranked | OwnMetrics):
+                return None
+            if isinstance(message, Ranked | Refused | OwnMetrics):
                 answer = self._owed.get(message.id)
                 if answer is not None and not answer.done():
                     answer.set_result(message)
 
     def _give_up(self, why: str) -> None:
-        """Tells everybody who waits for the child that nothing will come."""
-        self._child = None
+        """Tells everybody who waits for the child that nothing will come, and why nobody should ask."""
+        self._child, self._obstacle = None, why
         for answer in self._owed.values():
             if not answer.done():
                 answer.set_exception(EngineError(f"{why}; try again in a moment"))

@@ -75,6 +75,14 @@ class Ranked(_Message):
     steps: int
 
 
+class Refused(_Message):
+    """The answer to a `Rank` that this model cannot do, and why."""
+
+    kind: Literal["refused"] = "refused"
+    id: int
+    why: str
+
+
 class OwnMetrics(_Message):
     """The answer to `AskMetrics`, in Prometheus' text format."""
 
@@ -92,6 +100,6 @@ class Dying(_Message):
 
 
 ToChild = Annotated[Rank | Cancel | AskMetrics, Field(discriminator="kind")]
-FromChild = Annotated[Ready | Beat | Ranked | OwnMetrics | Dying, Field(discriminator="kind")]
+FromChild = Annotated[Ready | Beat | Ranked | Refused | OwnMetrics | Dying, Field(discriminator="kind")]
 TO_CHILD: TypeAdapter[ToChild] = TypeAdapter(ToChild)
 FROM_CHILD: TypeAdapter[FromChild] = TypeAdapter(FromChild)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import socket
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,12 +28,15 @@ from service.engine.vllm.messages import (
 _log = logging.getLogger("espalier.engine.vllm")
 _EXIT_S = 5.0
 # Telemetry off, no downloads, and the engine in the child itself: a process of its own would outlive it.
+# Nothing is compiled by torch, which would ask for a C++ compiler and is not worth it for what is left of
+# it in eager mode: some lines of the sampler.
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
+    "TORCHDYNAMO_DISABLE": "1",
     "PYTHONUNBUFFERED": "1",
 }
 
@@ -55,7 +60,9 @@ class ChildProcess:
         process: asyncio.subprocess.Process,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        scratch: str,
     ) -> None:
+        self._scratch = scratch
         self._process = process
         self._reader = reader
         self._writer = writer
@@ -65,32 +72,35 @@ class ChildProcess:
 
     @classmethod
     async def launch(cls, command: Sequence[str]) -> ChildProcess:
-        """Starts `command`, which gets `--socket N`, its end of a socket pair.
+        """Starts `command`, which gets `--socket N`, its end of a socket pair, and `--scratch DIR`.
+
+        The folder is the child's own for temporary files: vLLM leaves some behind.
 
         Raises:
-            OSError: the program cannot be started.
+            OSError: the program cannot be started, or there is no place for the folder.
         """
+        scratch = tempfile.mkdtemp(prefix="espalier-vllm-")
         ours, theirs = socket.socketpair()
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
-                "--socket",
-                str(theirs.fileno()),
+                *("--socket", str(theirs.fileno()), "--scratch", scratch),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 limit=MAX_LINE_BYTES,
-                env=os.environ | _ENVIRONMENT,
+                env=os.environ | _ENVIRONMENT | {"TMPDIR": scratch},
                 start_new_session=True,  # Ctrl-C is ours to handle; and the group can be ended as a whole
             )
-        except OSError:
+        except BaseException:
             ours.close()
+            shutil.rmtree(scratch, ignore_errors=True)
             raise
         finally:
             theirs.close()
         reader, writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE_BYTES)
-        return cls(process, reader, writer)
+        return cls(process, reader, writer, scratch)
 
     @property
     def pid(self) -> int:
@@ -131,12 +141,13 @@ class ChildProcess:
         return Failure("died", f"exit status {code}: {self._last_line or 'it said nothing'}")
 
     async def end(self) -> None:
-        """Ends the child and its children, whatever they do."""
+        """Ends the child and its children, whatever they do, and removes what they left."""
         self._writer.close()
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         await self._process.wait()
         await self._printing
+        await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
 
     async def _forward_output(self) -> None:
         assert self._process.stdout is not None

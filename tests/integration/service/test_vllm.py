@@ -7,6 +7,7 @@ import signal
 import string
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from recommender.artifact import Artifact
 from recommender.ranker import RankedItem, Ranker
 from recommender.search.frontier import Query
 from service.checkpoints.loading import load_model
-from service.engine.making import vllm_maker
+from service.engine.making import VllmMaker
 from service.engine.protocol import LoadedModel, Ranking, RankRequest
 from service.engine.vllm.search import FIRST_LISTED
+from service.errors import RequestError
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -109,10 +111,19 @@ def ranker(artifact: Artifact) -> Ranker:
     return ranker
 
 
+@pytest.fixture(scope="module")
+def failures() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def maker(failures: list[str]) -> VllmMaker:
+    return VllmMaker(vllm_python(), 16, failures.append)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def model(artifact: Artifact) -> AsyncIterator[LoadedModel]:
-    failures: list[str] = []
-    loaded = await load_model(artifact, vllm_maker(vllm_python(), 16, failures.append))
+async def model(artifact: Artifact, maker: VllmMaker, failures: list[str]) -> AsyncIterator[LoadedModel]:
+    loaded = await load_model(artifact, maker)
     yield loaded
     await loaded.engine.close()
     assert not failures
@@ -144,6 +155,24 @@ class TestSameAsNative:
         again = await model.rank(asked)
         assert again.cached_tokens == (len(asked.prompt) - 1) // 32 * 32 > 0
 
+    async def test_a_prompt_that_is_too_long_is_refused_alone(
+        self, model: LoadedModel, ranker: Ranker
+    ) -> None:
+        asked = request(ranker, HISTORIES[9])
+        longest = (asked.prompt * 100)[: model.prompt_limit]
+        with pytest.raises(RequestError, match=f"has {len(longest) + 1} tokens, and {len(longest)} fit"):
+            await model.rank(replace(asked, prompt=(*longest, longest[0])))
+        assert_native(
+            ranker, replace(asked, prompt=longest), await model.rank(replace(asked, prompt=longest))
+        )
+
+    async def test_what_the_child_holds_is_expected_of_the_next(
+        self, model: LoadedModel, maker: VllmMaker, artifact: Artifact
+    ) -> None:
+        of_cache = model.engine.memory().kv_cache
+        # vLLM's and torch's libraries and workspace.
+        assert 300 << 20 < maker.overhead_bytes(artifact) - of_cache < 2 << 30
+
     async def test_vllms_own_metrics_and_memory(self, model: LoadedModel, artifact: Artifact) -> None:
         text = await model.engine.own_metrics()
         assert f'vllm:prompt_tokens_total{{engine="0",model_name="{artifact.identity}"}}' in text
@@ -167,7 +196,7 @@ async def test_other_families_load_and_rank_as_native(
 ) -> None:
     artifact = write_served_artifact(tmp_path_factory, "other", TITLES, 4, make_model, **shape)
     ranker = Ranker.from_artifact(artifact)
-    model = await load_model(artifact, vllm_maker(vllm_python(), 16, [].append))
+    model = await load_model(artifact, VllmMaker(vllm_python(), 16, [].append))
     try:
         asked = [request(ranker, history) for history in HISTORIES[:16]]
         for one, got in zip(asked, await asyncio.gather(*(model.rank(one) for one in asked)), strict=True):
@@ -177,33 +206,62 @@ async def test_other_families_load_and_rank_as_native(
 
 
 @pytest.mark.killing
-def test_a_killed_child_makes_the_service_unready_until_the_next_one_ranks(
-    start_service: Callable[..., Any], artifact: Artifact
+def test_a_lost_child_makes_the_service_unready_until_the_next_one_ranks(
+    start_service: Callable[..., Any], artifact: Artifact, tmp_path: Path
 ) -> None:
-    python: Path = vllm_python()
-    service = start_service("--engine", "vllm", artifacts=artifact.path, ESPALIER_VLLM_PYTHON=str(python))
+    service = start_service(
+        *("--engine", "vllm"),
+        artifacts=artifact.path,
+        ESPALIER_VLLM_PYTHON=str(vllm_python()),
+        TMPDIR=str(_made(tmp_path / "tmp")),
+    )
     wanted = {"history": ["g1", "g2"], "k": 3}
     with service.client() as client:
         before = client.post("/recommend", json=wanted)
         assert before.status_code == 200
         assert "vllm:" in client.get("/metrics/vllm").text
-        os.kill(_child_of(service.process.pid), signal.SIGKILL)
-        _wait_for(lambda: client.get("/readyz").status_code == 503)
-        lost = client.post("/recommend", json=wanted)
-        assert lost.status_code == 503
-        assert lost.json()["type"] == "urn:espalier:problem:engine-away"
-        assert client.get("/livez").status_code == 200
-        assert client.get("/metrics/vllm").status_code == 503
-        assert 'espalier_engine_failures_total{reason="killed"} 1.0' in client.get("/metrics").text
-        _wait_for(lambda: client.get("/readyz").status_code == 200)
-        after = client.post("/recommend", json=wanted).json()
-        assert [item["item_id"] for item in after["items"]] == [
-            item["item_id"] for item in before.json()["items"]
-        ]
+        for sign, reason in ((signal.SIGKILL, "killed"), (signal.SIGSTOP, "hung")):
+            os.kill(_child_of(service.process.pid), sign)
+            if (
+                sign == signal.SIGSTOP
+            ):  # asked while nothing is known yet, and answered long before its deadline
+                assert client.post("/recommend", json=wanted).status_code == 503
+            _wait_for(lambda: client.get("/readyz").status_code == 503)
+            assert "vLLM's process" in client.get("/readyz").json()["detail"]
+            lost = client.post("/recommend", json=wanted)
+            assert lost.status_code == 503
+            assert lost.json()["type"] == "urn:espalier:problem:engine-away"
+            assert client.get("/livez").status_code == 200
+            assert client.get("/metrics/vllm").status_code == 503
+            _wait_for(lambda: client.get("/readyz").status_code == 200)
+            assert f'espalier_engine_failures_total{{reason="{reason}"}} 1.0' in client.get("/metrics").text
+            after = client.post("/recommend", json=wanted).json()
+            assert [item["item_id"] for item in after["items"]] == [
+                item["item_id"] for item in before.json()["items"]
+            ]
     child = _child_of(service.process.pid)
+    assert _scratch(tmp_path / "tmp") == 1
     assert service.end() == 0
     assert not Path(f"/proc/{child}").exists()
+    assert _scratch(tmp_path / "tmp") == 0
     assert "ended by SIGKILL" in service.log.read_text()
+
+
+@pytest.mark.killing
+def test_a_killed_service_takes_its_child_along(
+    start_service: Callable[..., Any], artifact: Artifact, tmp_path: Path
+) -> None:
+    service = start_service(
+        *("--engine", "vllm"),
+        artifacts=artifact.path,
+        ESPALIER_VLLM_PYTHON=str(vllm_python()),
+        TMPDIR=str(_made(tmp_path / "tmp")),
+    )
+    child = _child_of(service.process.pid)
+    service.process.kill()
+    service.process.wait()
+    _wait_for(lambda: not Path(f"/proc/{child}/exe").exists())
+    assert _scratch(tmp_path / "tmp") == 0
 
 
 def test_a_swap_to_another_shape_starts_a_second_child_and_ends_the_first(
@@ -224,6 +282,7 @@ def test_a_swap_to_another_shape_starts_a_second_child_and_ends_the_first(
         ESPALIER_VLLM_PYTHON=str(vllm_python()),
         ESPALIER_CHECKPOINT="grove",
         ESPALIER_ADMIN_TOKEN_FILE=str(tmp_path / "token"),
+        TMPDIR=str(_made(tmp_path / "tmp")),
     )
     first = _child_of(service.process.pid)
     with httpx.Client(base_url=service.url, timeout=180) as client:
@@ -243,6 +302,7 @@ def test_a_swap_to_another_shape_starts_a_second_child_and_ends_the_first(
         assert 'espalier_engine_failures_total{reason="killed"} 0.0' in client.get("/metrics").text
     assert not Path(f"/proc/{first}").exists()
     assert _child_of(service.process.pid) != first
+    assert _scratch(tmp_path / "tmp") == 1
 
 
 def _child_of(service: int) -> int:
@@ -255,6 +315,18 @@ def _child_of(service: int) -> int:
     ]
     assert len(children) == 1
     return children[0]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def _scratch(folder: Path) -> int:
+    """How many children's folders there are; nothing of vLLM's may lie beside them."""
+    names = [path.name for path in folder.iterdir()]
+    assert not [name for name in names if name.startswith("vllm")]
+    return sum(name.startswith("espalier-vllm-") for name in names)
 
 
 def _wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:

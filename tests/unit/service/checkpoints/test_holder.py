@@ -5,7 +5,7 @@ import pytest
 from recommender.artifact import Artifact
 from service.checkpoints.holder import ModelHolder
 from service.checkpoints.loading import load_model, probe_request
-from service.engine.making import native_maker
+from service.engine.making import NativeMaker
 from service.errors import NoModelError
 
 
@@ -19,8 +19,8 @@ async def test_without_a_model_there_is_nothing_to_lease() -> None:
 
 async def test_who_holds_a_lease_keeps_the_model_it_began_with(served_artifact: Artifact) -> None:
     old, new = (
-        await load_model(served_artifact, native_maker(4)),
-        await load_model(served_artifact, native_maker(4)),
+        await load_model(served_artifact, NativeMaker(4, 0)),
+        await load_model(served_artifact, NativeMaker(4, 0)),
     )
     holder = ModelHolder()
     holder.replace(old)

@@ -9,7 +9,7 @@ import pytest
 from recommender.artifact import MANIFEST, Artifact
 from recommender.errors import ArtifactError
 from service.checkpoints.loading import load_model
-from service.engine.making import native_maker
+from service.engine.making import NativeMaker
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object]) -> Art
 
 
 async def test_a_loaded_model_has_all_of_its_checkpoint(served_artifact: Artifact) -> None:
-    model = await load_model(served_artifact, native_maker(4))
+    model = await load_model(served_artifact, NativeMaker(4, 0))
     assert model.identity == served_artifact.identity
     assert model.item_of_title["Portal 1"] == 24  # more popular than item 0 of the same title
     longest = max(len(model.titles.trie.path(leaf)) for leaf in range(model.titles.trie.leaf_count))
@@ -42,7 +42,7 @@ async def test_a_flipped_byte_is_refused(copy: Callable[[str], Path]) -> None:
     weights[-1] ^= 1
     (path / "model.safetensors").write_bytes(weights)
     with pytest.raises(ArtifactError, match=r"model\.safetensors is not what the manifest says"):
-        await load_model(Artifact.open(path), native_maker(4))
+        await load_model(Artifact.open(path), NativeMaker(4, 0))
 
 
 async def test_other_reference_scores_are_refused(copy: Callable[[str], Path]) -> None:
@@ -50,7 +50,7 @@ async def test_other_reference_scores_are_refused(copy: Callable[[str], Path]) -
         manifest["reference"][1]["scores"][2] += 0.01
 
     with pytest.raises(ArtifactError, match="reference request 2 gives"):
-        await load_model(edit_manifest(copy("bad"), change), native_maker(4))
+        await load_model(edit_manifest(copy("bad"), change), NativeMaker(4, 0))
 
 
 async def test_other_reference_items_are_refused(copy: Callable[[str], Path]) -> None:
@@ -59,12 +59,12 @@ async def test_other_reference_items_are_refused(copy: Callable[[str], Path]) ->
         first[0], first[3] = first[3], first[0]
 
     with pytest.raises(ArtifactError, match="reference request 1 gives"):
-        await load_model(edit_manifest(copy("bad"), change), native_maker(4))
+        await load_model(edit_manifest(copy("bad"), change), NativeMaker(4, 0))
 
 
 async def test_scores_within_the_tolerance_are_accepted(copy: Callable[[str], Path]) -> None:
     def change(manifest: dict[str, Any]) -> None:
         manifest["reference"][1]["scores"][2] += 0.0005
 
-    model = await load_model(edit_manifest(copy("good"), change), native_maker(4))
+    model = await load_model(edit_manifest(copy("good"), change), NativeMaker(4, 0))
     await model.engine.close()

@@ -1,5 +1,7 @@
 import asyncio
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from recommender.artifact import Artifact
-from service.engine.making import native_maker, refuse_interpreter_without_vllm
+from service.engine.making import NativeMaker, VllmMaker, refuse_interpreter_without_vllm
 from service.engine.protocol import RankRequest
 from service.errors import SettingsError
 
@@ -22,7 +24,7 @@ def bare_python(tmp_path: Path) -> Path:
 
 
 async def test_native(served_artifact: Artifact) -> None:
-    made = await native_maker(4, prefix_cache_bytes=1 << 20)(served_artifact)
+    made = await NativeMaker(4, prefix_cache_bytes=1 << 20)(served_artifact)
     assert made.context == 512
     assert made.engine.obstacle is None
     deadline = asyncio.get_running_loop().time() + 60
@@ -35,6 +37,23 @@ async def test_native(served_artifact: Artifact) -> None:
     assert await made.engine.own_metrics() == ""
     await made.engine.close()
     assert made.engine.obstacle == "the engine is dead"
+
+
+async def test_a_prompt_is_bounded_even_if_the_model_takes_a_very_long_one(
+    served_artifact: Artifact, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(served_artifact.path, tmp_path / "long")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 100_000}))
+    made = await NativeMaker(4, 0)(Artifact.open(copy))
+    await made.engine.close()
+    assert made.context == 2048
+
+
+def test_what_an_engine_takes_beside_its_model(served_artifact: Artifact) -> None:
+    assert NativeMaker(4, prefix_cache_bytes=7).overhead_bytes(served_artifact) == 7
+    # No child was measured yet: the cache alone.
+    assert VllmMaker(Path("python"), 4, [].append).overhead_bytes(served_artifact) == 64 << 20
 
 
 def test_without_vllm_one_line_names_the_extra(bare_python: Path, served_artifact: Artifact) -> None:

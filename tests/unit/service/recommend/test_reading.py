@@ -5,7 +5,7 @@ import pytest
 from recommender.artifact import Artifact
 from recommender.prompt import PromptTemplate
 from service.checkpoints.loading import load_model
-from service.engine.making import native_maker
+from service.engine.making import NativeMaker
 from service.engine.protocol import LoadedModel
 from service.recommend.reading import build_prompt, read_history, window_start
 from service.recommend.schemas import ItemEntry, TitleEntry
@@ -13,7 +13,7 @@ from service.recommend.schemas import ItemEntry, TitleEntry
 
 @pytest.fixture
 async def model(served_artifact: Artifact) -> AsyncIterator[LoadedModel]:
-    model = await load_model(served_artifact, native_maker(1))
+    model = await load_model(served_artifact, NativeMaker(1, 0))
     yield model
     await model.engine.close()
 

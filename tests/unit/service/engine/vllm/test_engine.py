@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import lean_vllm_child
@@ -15,11 +16,12 @@ from recommender.ranker import Ranker
 from recommender.search.frontier import Query
 from service.engine.protocol import RankRequest
 from service.engine.vllm.engine import Patience, VllmEngine
-from service.errors import DeadlineError, EngineError
+from service.errors import DeadlineError, EngineError, RequestError
 
 Start = Callable[..., Awaitable[VllmEngine]]
 Ask = Callable[..., RankRequest]
-SOON = Patience(load_s=60, silence_s=2, pause_s=0.05, longest_pause_s=0.2)
+SOON = Patience(load_s=60, pause_s=0.05, longest_pause_s=0.2)
+CONTEXT, KV_CACHE = 128, 5
 
 
 @pytest.fixture(scope="session")
@@ -33,12 +35,22 @@ def failures() -> list[str]:
 
 
 @pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where children get their folders from."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
 async def start(served_artifact: Artifact, failures: list[str]) -> AsyncIterator[Start]:
     """`await start("--fail", …)`: an engine whose child runs the lean transformer."""
     engines = []
 
     async def launch(*arguments: str, patience: Patience = SOON, max_batch: int = 8) -> VllmEngine:
-        command = [sys.executable, lean_vllm_child.__file__, "--artifact", str(served_artifact.path)]
+        command = [
+            *(sys.executable, lean_vllm_child.__file__, "--artifact", str(served_artifact.path)),
+            *("--context", str(CONTEXT), "--kv-cache", str(KV_CACHE)),
+        ]
         engine = VllmEngine([*command, *arguments], max_batch, failures.append, patience)
         engines.append(engine)
         await engine.start()
@@ -89,6 +101,8 @@ async def test_concurrent_rankings_are_the_native_ones(start: Start, ask: Ask, r
     assert engine.obstacle is None
     assert engine.waiting == 0
     assert engine.memory().weights == ranker.search.model.nbytes
+    assert engine.memory().kv_cache == KV_CACHE
+    assert 100 << 20 < engine.overhead_bytes < 2 << 30  # an interpreter with torch
 
 
 async def test_its_own_metrics(start: Start) -> None:
@@ -97,7 +111,7 @@ async def test_its_own_metrics(start: Start) -> None:
 
 
 async def test_a_killed_child_costs_what_is_in_flight_and_comes_back(
-    start: Start, ask: Ask, failures: list[str], caplog: pytest.LogCaptureFixture
+    start: Start, ask: Ask, failures: list[str], scratch: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = await start()
     first = engine.child_pid
@@ -105,16 +119,19 @@ async def test_a_killed_child_costs_what_is_in_flight_and_comes_back(
     os.kill(first, signal.SIGSTOP)  # so that the rankings are certainly under way
     tasks = [asyncio.create_task(engine.rank(ask(item))) for item in range(12)]
     await until(lambda: engine.waiting == 4)
+    assert len(list(scratch.iterdir())) == 1
     with caplog.at_level(logging.CRITICAL, logger="espalier.engine.vllm"):
         os.kill(first, signal.SIGKILL)
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(outcome, EngineError) for outcome in outcomes)
     assert engine.alive
     assert engine.obstacle is not None
+    assert "starting" not in engine.obstacle
     await until(lambda: engine.obstacle is None)
     assert failures == ["killed"]
     assert engine.child_pid != first
     assert (await engine.rank(ask(1))).items
+    assert len(list(scratch.iterdir())) == 1  # the dead one's folder is gone
 
 
 async def test_a_hung_child_is_ended(
@@ -123,12 +140,58 @@ async def test_a_hung_child_is_ended(
     engine = await start("--fail", "hang")
     first = engine.child_pid
     assert first is not None
-    with caplog.at_level(logging.CRITICAL, logger="espalier.engine.vllm"):
+    with caplog.at_level(logging.ERROR, logger="espalier.engine.vllm"):
         with pytest.raises(EngineError, match="hangs"):
             await engine.rank(ask(1))
+        assert engine.obstacle == "vLLM's process hangs"
         await until(lambda: engine.obstacle is None)
     assert failures == ["hung"]
+    assert "did no work" in caplog.text
     assert not running(first)
+
+
+async def test_a_stopped_child_hangs(
+    start: Start, failures: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = await start()
+    assert engine.child_pid is not None
+    os.kill(engine.child_pid, signal.SIGSTOP)
+    with caplog.at_level(logging.CRITICAL, logger="espalier.engine.vllm"):
+        await until(lambda: failures == ["hung"])
+
+
+async def test_a_step_that_is_merely_long_is_waited_for(
+    start: Start, ask: Ask, failures: list[str]
+) -> None:
+    engine = await start("--fail", "slow", patience=Patience(silence_s=0.4))
+    assert (await engine.rank(ask(1))).items
+    assert not failures
+
+
+async def test_a_step_without_end_hangs(
+    start: Start, ask: Ask, failures: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = await start("--fail", "slow", patience=Patience(step_s=1))
+    with (
+        caplog.at_level(logging.CRITICAL, logger="espalier.engine.vllm"),
+        pytest.raises(EngineError, match="hangs"),
+    ):
+        await engine.rank(ask(1))
+    await until(lambda: failures == ["hung"])
+
+
+async def test_a_prompt_that_is_too_long_is_refused_alone(
+    start: Start, ask: Ask, ranker: Ranker, failures: list[str]
+) -> None:
+    engine = await start()
+    limit = CONTEXT - ranker.trie.longest_path
+    (token,) = set(ranker.prompt((1,))[:1])
+    fits = replace(ask(1), prompt=(token,) * limit)
+    too_long = replace(fits, prompt=(token,) * (limit + 1))
+    with pytest.raises(RequestError, match=f"the prompt has {limit + 1} tokens, and {limit} fit"):
+        await engine.rank(too_long)
+    assert (await engine.rank(fits)).items
+    assert not failures
 
 
 async def test_a_child_without_memory_says_so(
@@ -178,7 +241,7 @@ async def test_a_program_that_is_not_there(failures: list[str], caplog: pytest.L
 
 
 async def test_a_deadline_and_a_caller_that_left_cost_nobody_else(start: Start, ask: Ask) -> None:
-    engine = await start(max_batch=1, patience=Patience(pause_s=0.05))
+    engine = await start(max_batch=1, patience=Patience(silence_s=60))
     assert engine.child_pid is not None
     os.kill(engine.child_pid, signal.SIGSTOP)
     late = asyncio.create_task(engine.rank(ask(1, seconds=0.2)))
@@ -194,12 +257,13 @@ async def test_a_deadline_and_a_caller_that_left_cost_nobody_else(start: Start, 
     assert len((await staying).items) == 5
 
 
-async def test_closing_ends_the_child(start: Start, ask: Ask) -> None:
+async def test_closing_ends_the_child(start: Start, ask: Ask, scratch: Path) -> None:
     engine = await start()
     pid = engine.child_pid
     assert pid is not None
     await engine.close()
     assert not running(pid)
+    assert not list(scratch.iterdir())
     assert not engine.alive
     with pytest.raises(EngineError, match="closed"):
         await engine.rank(ask(1))
