@@ -249,10 +249,10 @@ def test_a_lost_child_makes_the_service_unready_until_the_next_one_ranks(
 
 @pytest.mark.killing
 def test_a_killed_service_takes_its_child_along(
-    start_service: Callable[..., Any], artifact: Artifact, tmp_path: Path
+    start_service: Callable[..., Any], redis_server: Any, artifact: Artifact, tmp_path: Path
 ) -> None:
     service = start_service(
-        *("--engine", "vllm"),
+        *("--engine", "vllm", "--redis", redis_server.url),  # an embedded one would outlive it
         artifacts=artifact.path,
         ESPALIER_VLLM_PYTHON=str(vllm_python()),
         TMPDIR=str(_made(tmp_path / "tmp")),
