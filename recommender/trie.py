@@ -86,7 +86,12 @@ class TitleTrie:
     @property
     def longest_path(self) -> int:
         """Tokens of the longest title, its separator included; 0 without titles."""
-        return max((len(self.path(leaf)) for leaf in range(self.leaf_count)), default=0)
+        depth_N = np.diff(self.label_offsets)
+        first, stop = 0, 1  # of a level; its nodes' children are the next one
+        while first < stop:
+            first, stop = int(self.child_offsets[first]) + 1, int(self.child_offsets[stop]) + 1
+            depth_N[first:stop] += depth_N[self._parents[first:stop]]
+        return int(depth_N.max())
 
     @property
     def nbytes(self) -> int:
