@@ -8,6 +8,7 @@ EspalierError
     ├── MissingKeyError          keys are configured and the request bears none
     ├── WrongKeyError            … or one that is not among them
     ├── AdminDisabledError       no admin token is configured
+    ├── BodyLateError            the body did not arrive in time
     ├── BodyTooLargeError        the body exceeds the limit
     ├── MediaTypeError           the body is not declared as JSON
     ├── OverloadedError          every place is taken; come back later
@@ -51,6 +52,10 @@ class MissingKeyError(ServiceError):
 
 class WrongKeyError(ServiceError):
     """The request's key is not among the configured ones."""
+
+
+class BodyLateError(ServiceError):
+    """The body did not arrive in time."""
 
 
 class BodyTooLargeError(ServiceError):

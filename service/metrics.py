@@ -15,9 +15,12 @@ from service.checkpoints.holder import ModelHolder
 from service.engine.protocol import LoadedModel, Ranking
 from service.engine.vllm.process import REASONS
 from service.memory import memory_limit_bytes, resident_bytes
+from service.problems import Problem
 
 _BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _SWAP_BUCKETS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+# Of all problems these turn a request away that may be all right.
+_REJECTIONS = frozenset({401, 403, 408, 413, 415, 429, 503, 504})
 _STAGES = ("history", "prompt", "queue", "prefill", "decode")
 
 
@@ -45,7 +48,7 @@ class Metrics:
         )
         self.rejections = Counter(
             "espalier_rejections_total",
-            "Requests turned away, by problem.",
+            "Requests turned away, by problem; those of a batch count one by one.",
             ("reason",),
             registry=registry,
         )
@@ -111,6 +114,8 @@ class Metrics:
         # Series exist before their first event: a rate over a series that begins at 1 misses it.
         for stage in _STAGES:
             self.stage_duration.labels(stage)
+        for problem in ("overloaded", "deadline"):
+            self.rejections.labels(problem)
         for reason in REASONS:
             self.engine_failures.labels(reason)
         for outcome in ("done", "failed"):
@@ -123,6 +128,11 @@ class Metrics:
         self.prompt_tokens.inc(ranking.prompt_tokens)
         self.cached_tokens.inc(ranking.cached_tokens)
         self.decode_steps.inc(ranking.steps)
+
+    def answered(self, document: Problem) -> None:
+        """Counts a problem if it turns a request away."""
+        if document.status in _REJECTIONS:
+            self.rejections.labels(document.name).inc()
 
     def watch(self, models: ModelHolder) -> None:
         """Reads the current model's figures at every scrape."""

@@ -1,8 +1,9 @@
 """What surrounds every request, as pure ASGI: identity and measure, keys, body.
 
 From the outside in: `RequestContext` gives a request its id, measures and logs it, and turns every error
-into a problem document; `KeyGuard` asks for a key; `BodyGuard` reads the body, refuses what is too
-long or no JSON, and cancels the work when the client leaves.
+into a problem document; `KeyGuard` asks for a key; `PlaceGuard` turns recommendations away for which there
+is no place; `BodyGuard` reads the body, refuses what is too long, too slow or no JSON, and cancels the work
+when the client leaves. Whatever is refused here costs no routing and no parsing.
 """
 
 from __future__ import annotations
@@ -13,14 +14,21 @@ import re
 import time
 import uuid
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import problems
-from service.errors import AdminDisabledError, BodyTooLargeError, MediaTypeError, ServiceError
+from service.errors import (
+    AdminDisabledError,
+    BodyLateError,
+    BodyTooLargeError,
+    MediaTypeError,
+    ServiceError,
+)
 from service.keys import Keys
 from service.metrics import Metrics
 from service.page import routes as page
+from service.recommend.admission import Admission, Pace
 
 # Whoever watches, reads the interface or opens the page needs no key; everything else does.
 OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/metrics", "/metrics/vllm", "/docs", "/openapi.json"})
@@ -28,9 +36,12 @@ OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/metrics", "/metrics/vllm", "
 _ADMIN = "/checkpoints/"
 _WATCHED = ("/checkpoints", "/operations/")
 _PRIVATE = ("/recommend", "/users", "/events")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+# What takes one place, which is asked for by the path alone. (A batch takes one for each of its requests.)
+_PLACED = ("POST", "/recommend")
+_A_TURN = 8
+_BODY_SECONDS = 5.0
 _CLIENT_LEFT = 499  # no status was sent; the number is nginx's
-_REJECTIONS = frozenset({401, 403, 413, 415, 429, 503, 504})
 _log = logging.getLogger("espalier.access")
 
 
@@ -50,8 +61,8 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         start = time.perf_counter()
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        given = _header(scope, b"x-request-id")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         status = 0
 
@@ -72,7 +83,7 @@ class RequestContext:
                     raise
                 document = self._document(error, request_id)
                 await problems.response(document)(scope, receive, send_with_headers)
-        route = getattr(scope.get("route"), "path_format", "unmatched")
+        route = scope["state"].get("route") or getattr(scope.get("route"), "path_format", "unmatched")
         seconds = time.perf_counter() - start
         self._metrics.request_duration.labels(route, str(status)).observe(seconds)
         fields = {
@@ -89,8 +100,7 @@ class RequestContext:
             _log.error("unexpected", exc_info=error, extra={"fields": {"request_id": request_id}})
             return problems.problem(problems.INTERNAL, "The log says more, under this id.", request_id)
         document = problems.problem_of(error, request_id)
-        if document.status in _REJECTIONS:
-            self._metrics.rejections.labels(document.type.removeprefix(problems.URN)).inc()
+        self._metrics.answered(document)
         return document
 
 
@@ -104,8 +114,7 @@ class KeyGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not _is_open(scope["path"]):
-            header = Headers(scope=scope).get("authorization")
-            self._needed(scope["path"]).check(None if header is None else header.encode("latin-1"))
+            self._needed(scope["path"]).check(_header(scope, b"authorization").encode("latin-1"))
         await self.app(scope, receive, send)
 
     def _needed(self, path: str) -> Keys:
@@ -116,19 +125,42 @@ class KeyGuard:
         return self._keys.or_else(self._admin) if path.startswith(_WATCHED) else self._keys
 
 
+class PlaceGuard:
+    """Gives a recommendation its place before anything is read for it, or turns it away."""
+
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
+        self.app = app
+        self._admission = admission
+        self._pace = Pace(_A_TURN)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or (scope["method"], scope["path"]) != _PLACED:
+            await self.app(scope, receive, send)
+            return
+        scope["state"]["route"] = scope["path"]  # routing may never happen
+        with self._admission.place():
+            await self._pace.turn()
+            await self.app(scope, receive, send)
+
+
 class BodyGuard:
     """Reads the whole body before the app runs, and watches the connection while it does."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float = _BODY_SECONDS) -> None:
         self.app = app
         self._max_bytes = max_bytes
+        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        body = await self._read(scope, receive)
-        if body and not _is_json(Headers(scope=scope).get("content-type", "")):
+        try:
+            async with asyncio.timeout(self._seconds):
+                body = await self._read(scope, receive)
+        except TimeoutError as error:
+            raise BodyLateError(f"the body did not arrive within {self._seconds:g} s") from error
+        if body and not _is_json(_header(scope, b"content-type")):
             raise MediaTypeError("send the body as `Content-Type: application/json`")
         unread = [body]
         complete = False
@@ -156,7 +188,7 @@ class BodyGuard:
             await asyncio.gather(answering, left, return_exceptions=True)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        declared = Headers(scope=scope).get("content-length", "")
+        declared = _header(scope, b"content-length")
         if declared.isdecimal() and int(declared) > self._max_bytes:
             raise BodyTooLargeError(f"the body has {declared} bytes; at most {self._max_bytes} are taken")
         chunks: list[bytes] = []
@@ -178,6 +210,11 @@ async def _departure(receive: Receive) -> Message:
     while (message := await receive())["type"] != "http.disconnect":
         pass
     return message
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    """The first header of this (lower-case) name; empty if there is none."""
+    return next((value.decode("latin-1") for given, value in scope["headers"] if given == name), "")
 
 
 def _is_open(path: str) -> bool:

@@ -36,6 +36,11 @@ class Problem(Answer):
     errors: tuple[Violation, ...] | None = None
     retry_after_s: int | None = None
 
+    @property
+    def name(self) -> str:
+        """The end of `type`."""
+        return self.type.removeprefix(URN)
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -53,6 +58,7 @@ _KINDS: dict[type[errors.ServiceError], Kind] = {
     errors.MissingKeyError: Kind(401, "key-missing", "A key is needed"),
     errors.WrongKeyError: Kind(403, "key-refused", "The key is not valid"),
     errors.AdminDisabledError: Kind(403, "admin-disabled", "Admin calls are not enabled"),
+    errors.BodyLateError: Kind(408, "body-late", "The body came too slowly"),
     errors.BodyTooLargeError: Kind(413, "body-too-large", "The body is too large"),
     errors.MediaTypeError: Kind(415, "media-type", "The body must be JSON"),
     errors.OverloadedError: Kind(429, "overloaded", "Too many requests wait"),
@@ -119,6 +125,8 @@ def response(document: Problem, headers: dict[str, str] | None = None) -> Respon
         extra["Retry-After"] = str(document.retry_after_s)
     if document.status == 401:
         extra["WWW-Authenticate"] = "Bearer"
+    if document.status == 408:
+        extra["Connection"] = "close"  # what is still to come is no next request
     return Response(
         document.model_dump_json(exclude_none=True), document.status, extra, media_type=MEDIA_TYPE
     )

@@ -41,6 +41,8 @@ _FLEET_CONNECTIONS = 4
 class Services:
     """What routes use. `models` can exchange the model under all of them."""
 
+    admission: Admission
+    metrics: Metrics
     models: ModelHolder
     histories: HistoryStore
     readiness: Readiness
@@ -51,7 +53,9 @@ class Services:
 
 
 @asynccontextmanager
-async def open_services(settings: Settings, metrics: Metrics) -> AsyncIterator[Services]:
+async def open_services(
+    settings: Settings, metrics: Metrics, admission: Admission
+) -> AsyncIterator[Services]:
     """Opens the history store and the fleet, serves a checkpoint if there is one, keeps watching them.
 
     Raises:
@@ -81,11 +85,9 @@ async def open_services(settings: Settings, metrics: Metrics) -> AsyncIterator[S
             await watch.begin()
             await follower.begin()
             metrics.watch(models)
-            admission = Admission(settings.max_batch + settings.max_waiting)
             recommender = Recommender(
                 models,
                 histories,
-                admission,
                 readiness,
                 metrics,
                 settings.deadline_s,
@@ -98,7 +100,9 @@ async def open_services(settings: Settings, metrics: Metrics) -> AsyncIterator[S
             if not folder.alone:
                 background.append(asyncio.create_task(follower.keep_following()))
             try:
-                yield Services(models, histories, readiness, recommender, replica, fleet, swapper)
+                yield Services(
+                    admission, metrics, models, histories, readiness, recommender, replica, fleet, swapper
+                )
             finally:
                 await swapper.close()
                 for task in background:
@@ -111,8 +115,8 @@ async def open_services(settings: Settings, metrics: Metrics) -> AsyncIterator[S
             await fleet.close()
 
 
-def current_services(request: Request) -> Services:
-    """The app's services, as a dependency of routes."""
+async def current_services(request: Request) -> Services:
+    """The app's services, as a dependency of routes. What is not `async` FastAPI would call in a thread."""
     services: Services = request.app.state.services
     return services
 

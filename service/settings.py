@@ -6,9 +6,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import SettingsError
 
@@ -44,6 +45,24 @@ class HistorySettings(BaseSettings):
     history_expiry_s: Annotated[int, Field(ge=1)] = 365 * 86_400
 
 
+def _split(value: Any) -> Any:
+    """What a list looks like in an environment variable: parts between commas."""
+    return (
+        tuple(part.strip() for part in value.split(",") if part.strip())
+        if isinstance(value, str)
+        else value
+    )
+
+
+def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        parts = urlsplit(origin)
+        # A browser sends scheme, host and port only; anything more would never match.
+        if origin != "*" and (not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}".lower()):
+            raise ValueError(f"{origin} is no origin; give https://HOST or https://HOST:PORT, or * for all")
+    return origins
+
+
 class Settings(HistorySettings):
     """All of the service's settings. Times end in `_s` (seconds), sizes in `_bytes`.
 
@@ -62,6 +81,8 @@ class Settings(HistorySettings):
             user's is read from its news on; 0: nothing.
         history_unavailable: what a recommendation without a history of its own gets while Redis is away:
             the `popular` list, marked degraded, or 503 (`refuse`).
+        cors_origins: the origins whose pages may call the service from a browser, separated by commas;
+            `*`: all of them; empty: none but its own.
         max_batch: requests searched together in a step.
         max_waiting: requests that may wait beyond those; more get 429.
         deadline_s: a recommendation that takes longer gets 504.
@@ -82,6 +103,9 @@ class Settings(HistorySettings):
     admin_token_file: Path | None = None
     prefix_cache_bytes: Annotated[int, Field(ge=0)] = 64 << 20
     history_unavailable: Literal["popular", "refuse"] = "popular"
+    cors_origins: Annotated[
+        tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_origins)
+    ] = ()
     max_batch: Annotated[int, Field(ge=1)] = 32
     max_waiting: Annotated[int, Field(ge=0)] = 256
     deadline_s: Annotated[float, Field(gt=0)] = 2.0

@@ -44,7 +44,7 @@ class _AnyCharacters(Convertor[str]):
 register_url_convertor("user", _AnyCharacters())
 
 
-def path_user_id(
+async def path_user_id(
     request: Request, user_id: Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARACTERS)]
 ) -> str:
     """The user id out of the path.
@@ -64,17 +64,17 @@ def path_user_id(
 UserInPath = Annotated[str, Depends(path_user_id)]
 
 
-@router.post("/users/{user_id:user}/events", responses=documented(401, 403, 413, 415, 422, 503))
+@router.post("/users/{user_id:user}/events", responses=documented(401, 403, 408, 413, 415, 422, 503))
 async def append_events(
     user_id: UserInPath, body: OneOrManyEvents, services: CurrentServices
 ) -> EventsAccepted:
     """Stores one event or several of a user; answers when they are stored."""
     events = body.events if isinstance(body, EventsBody) else (body,)
     accepted = await _append(services, user_id, events)
-    return await _accepted(services, user_id, events, accepted)
+    return _accepted(services, user_id, events, accepted)
 
 
-@router.post("/events", responses=documented(401, 403, 413, 415, 422, 503))
+@router.post("/events", responses=documented(401, 403, 408, 413, 415, 422, 503))
 async def append_users_events(body: OneOrManyUserEvents, services: CurrentServices) -> EventsAccepted:
     """Stores events of any users. On an error some may be stored: send all again, with ids or times."""
     events = body.events if isinstance(body, UserEventsBody) else (body,)
@@ -84,7 +84,7 @@ async def append_users_events(body: OneOrManyUserEvents, services: CurrentServic
     accepted = 0
     for user_id, theirs in by_user.items():
         accepted += await _append(services, user_id, theirs)
-    return await _accepted(services, next(iter(by_user)) if len(by_user) == 1 else None, events, accepted)
+    return _accepted(services, next(iter(by_user)) if len(by_user) == 1 else None, events, accepted)
 
 
 @router.get("/users/{user_id:user}/history", responses=documented(401, 403, 422, 503))
@@ -124,15 +124,16 @@ async def _append(services: Services, user_id: str, events: Sequence[EventBody])
     return sum(new)
 
 
-async def _accepted(
+def _accepted(
     services: Services, user_id: str | None, events: Sequence[EventBody], accepted: int
 ) -> EventsAccepted:
-    async with services.models.lease() as model:
+    """The answer to events that are stored: no missing checkpoint may make it an error."""
+    model = services.models.current
+    unknown = None
+    if model is not None:
         index_of = model.titles.catalogue.index_of
-        unknown = dict.fromkeys(event.item_id for event in events if index_of(event.item_id) is None)
+        strangers = (event.item_id for event in events if index_of(event.item_id) is None)
+        unknown = tuple(dict.fromkeys(strangers))
     return EventsAccepted(
-        user_id=user_id,
-        accepted=accepted,
-        duplicates=len(events) - accepted,
-        unknown_items=tuple(unknown),
+        user_id=user_id, accepted=accepted, duplicates=len(events) - accepted, unknown_items=unknown
     )

@@ -72,7 +72,11 @@ class EventsAccepted(Answer):
     accepted: int
     duplicates: int
     unknown_items: Annotated[
-        tuple[str, ...], Field(description="Ids that the catalogue does not know; stored all the same.")
+        tuple[str, ...] | None,
+        Field(
+            description="Ids that the catalogue does not know; stored all the same. Null while no "
+            "checkpoint is loaded: nobody can tell then."
+        ),
     ]
 
 

@@ -14,7 +14,6 @@ from service.errors import HistoryUnavailableError
 from service.health.readiness import Readiness
 from service.history.store import HistoryStore
 from service.metrics import Metrics
-from service.recommend.admission import Admission
 from service.recommend.reading import Reading, build_prompt, read_history
 from service.recommend.schemas import RecommendedItem, RecommendRequest, RecommendResponse, Timings
 
@@ -42,13 +41,12 @@ class _Stages:
 
 
 class Recommender:
-    """Answers requests. Each takes a place, then a reference to one model, and keeps both to its end."""
+    """Answers requests that have a place. Each takes a reference to one model and keeps it to its end."""
 
     def __init__(
         self,
         models: ModelHolder,
         histories: HistoryStore,
-        admission: Admission,
         readiness: Readiness,
         metrics: Metrics,
         deadline_s: float,
@@ -56,7 +54,6 @@ class Recommender:
     ) -> None:
         self._models = models
         self._histories = histories
-        self.admission = admission
         self._readiness = readiness
         self._metrics = metrics
         self._deadline_s = deadline_s
@@ -66,7 +63,6 @@ class Recommender:
         """Answers one request.
 
         Raises:
-            OverloadedError: every place is taken.
             NoModelError: no checkpoint is loaded.
             DeadlineError: it took too long.
             EngineError: the engine died.
@@ -74,9 +70,8 @@ class Recommender:
         """
         start = time.perf_counter()
         deadline = asyncio.get_running_loop().time() + self._deadline_s
-        with self.admission.place():
-            async with self._models.lease() as model:
-                return await self._answer(model, request, start, deadline)
+        async with self._models.lease() as model:
+            return await self._answer(model, request, start, deadline)
 
     async def _answer(
         self, model: LoadedModel, request: RecommendRequest, start: float, deadline: float

@@ -69,3 +69,42 @@ async def test_neither_titles_nor_users_are_logged(
     assert "/users/{user_id}/history" in logged
     assert "ann-7" not in logged
     assert "Secret" not in logged
+
+
+SHOP = "https://shop.example"
+
+
+async def test_without_origins_no_other_page_may_call(client: httpx.AsyncClient) -> None:
+    asked = await client.options(
+        "/recommend", headers={"Origin": SHOP, "Access-Control-Request-Method": "POST"}
+    )
+    assert asked.status_code == 405
+    answer = await client.post("/recommend", json={"history": []}, headers={"Origin": SHOP})
+    assert answer.status_code == 200
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+async def test_a_configured_origin_may_call_and_reads_errors_too(open_app: Any, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("k\n")
+    async with open_app(cors_origins=(SHOP,), api_keys_file=tmp_path / "keys") as client:
+        preflight = {"Access-Control-Request-Method": "POST"}
+        asked = await client.options(
+            "/recommend",
+            headers={
+                "Origin": SHOP,
+                "Access-Control-Request-Headers": "authorization,content-type",
+                **preflight,
+            },
+        )
+        assert asked.status_code == 200  # and no key was needed
+        assert asked.headers["access-control-allow-origin"] == SHOP
+        assert "authorization" in asked.headers["access-control-allow-headers"].lower()
+        other = await client.options("/recommend", headers={"Origin": "https://evil.example", **preflight})
+        assert "access-control-allow-origin" not in other.headers
+        for key, status in (("k", 200), ("wrong", 403)):
+            headers = {"Origin": SHOP, "Authorization": f"Bearer {key}"}
+            answer = await client.post("/recommend", json={"history": []}, headers=headers)
+            assert answer.status_code == status
+            assert answer.headers["access-control-allow-origin"] == SHOP
+            assert "Espalier-Model" in answer.headers["access-control-expose-headers"]
+            assert "Origin" in answer.headers["vary"]

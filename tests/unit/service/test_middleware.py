@@ -13,7 +13,8 @@ from starlette.types import Message, Receive, Scope, Send
 from service.errors import DeadlineError
 from service.keys import Keys
 from service.metrics import Metrics
-from service.middleware import BodyGuard, KeyGuard, RequestContext
+from service.middleware import BodyGuard, KeyGuard, PlaceGuard, RequestContext
+from service.recommend.admission import Admission
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -194,3 +195,38 @@ async def test_watching_asks_for_no_key_where_none_is_configured(metrics: Metric
     async with client_of(wrapped(echo, metrics, admin=Keys(("root",)))) as client:
         assert (await client.post("/checkpoints")).status_code == 200
         assert (await client.post("/checkpoints/rollback")).status_code == 401
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(metrics: Metrics) -> None:
+    async def receive() -> Message:
+        await asyncio.sleep(60)
+        raise AssertionError("it was waited for")
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    app = RequestContext(BodyGuard(echo, 100, seconds=0.01), metrics)
+    await app({"type": "http", "method": "POST", "path": "/x", "headers": []}, receive, send)
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"])["type"] == "urn:espalier:problem:body-late"
+
+
+async def test_without_a_place_not_even_the_body_is_read(metrics: Metrics) -> None:
+    async def receive() -> Message:
+        raise AssertionError("the body was read")
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    app = RequestContext(PlaceGuard(BodyGuard(echo, 100), Admission(0, 0, 1.0)), metrics)
+    scope = {"type": "http", "method": "POST", "path": "/recommend", "headers": []}
+    await app(scope, receive, send)
+    assert sent[0]["status"] == 429
+    assert count(metrics, "429", "/recommend") == 1
+    rejected = metrics.registry.get_sample_value("espalier_rejections_total", {"reason": "overloaded"})
+    assert rejected == 1

@@ -25,3 +25,20 @@ def test_a_bad_value_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("ESPALIER_HISTORY_LENGTH", "0")
     with pytest.raises(SettingsError, match=r"ESPALIER_HISTORY_LENGTH: .*greater than or equal to 1"):
         read_settings(HistorySettings, {})
+
+
+def test_origins_are_parted_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESPALIER_CORS_ORIGINS", "https://shop.example, http://localhost:3000")
+    settings = read_settings(Settings, {"artifacts": Path("a")})
+    assert settings.cors_origins == ("https://shop.example", "http://localhost:3000")
+    monkeypatch.setenv("ESPALIER_CORS_ORIGINS", "")
+    assert read_settings(Settings, {"artifacts": Path("a")}).cors_origins == ()
+
+
+@pytest.mark.parametrize(
+    "origin", ["shop.example", "https://shop.example/", "https://Shop.example", "null"]
+)
+def test_what_no_browser_sends_is_no_origin(origin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESPALIER_CORS_ORIGINS", origin)
+    with pytest.raises(SettingsError, match=r"ESPALIER_CORS_ORIGINS: .* is no origin"):
+        read_settings(Settings, {"artifacts": Path("a")})

@@ -106,7 +106,7 @@ async def test_more_than_there_are_places_for_is_turned_away(
         body = {"history": ["g1"]}
         held = [asyncio.create_task(client.post("/recommend", json=body)) for _ in range(2)]
         assert await asyncio.to_thread(entered.wait, 60)
-        while services_of(client).recommender.admission.taken < 2:
+        while services_of(client).admission.taken < 2:
             await asyncio.sleep(0.001)
         refused = await client.post("/recommend", json=body)
         assert refused.status_code == 429
@@ -114,6 +114,9 @@ async def test_more_than_there_are_places_for_is_turned_away(
         assert int(refused.headers["retry-after"]) >= 1
         batch = await client.post("/recommend/batch", json={"requests": [body]})
         assert [entry["status"] for entry in batch.json()["responses"]] == [429]
+        metrics = (await client.get("/metrics")).text
+        assert 'espalier_rejections_total{reason="overloaded"} 2.0' in metrics
+        assert '{route="/recommend",status="429"} 1.0' in metrics
         opened.set()
         assert [(await task).status_code for task in held] == [200, 200]
         assert (await client.post("/recommend", json=body)).status_code == 200

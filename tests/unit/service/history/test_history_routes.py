@@ -156,3 +156,19 @@ async def test_redis_away_is_said_so(
     response = await client.request(method, path, json=body)
     assert response.status_code == 503
     assert response.json()["type"] == "urn:espalier:problem:history-unavailable"
+
+
+@pytest.mark.parametrize("path", ["/users/ann/events", "/events"])
+async def test_events_are_acknowledged_without_a_checkpoint(
+    remembering: httpx.AsyncClient, path: str
+) -> None:
+    services = remembering.app.state.services  # type: ignore[attr-defined]
+    model = services.models.current
+    services.models.replace(None)
+    body = {"item_id": "g1"} if "ann" in path else {"item_id": "g1", "user_id": "ann"}
+    answer = await post(remembering, path, body)
+    assert answer == {"user_id": "ann", "accepted": 1, "duplicates": 0, "unknown_items": None}
+    assert (await remembering.get("/users/ann/history")).status_code == 503
+    assert model is not None
+    stored = await services.histories.read("ann")
+    assert [event.item_id for event in stored.events] == ["g1"]
