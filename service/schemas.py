@@ -28,8 +28,9 @@ class Payload(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: entry for key, entry in value.items() if entry is not None}
+        if isinstance(value, dict):  # an unknown field stays, to be refused
+            known = cls.model_fields
+            return {key: entry for key, entry in value.items() if entry is not None or key not in known}
         return value
 
 
@@ -76,6 +77,7 @@ ItemId = Annotated[
         mode="validation",
     ),
 ]
-Count = Annotated[int, Field(strict=True), BeforeValidator(_whole)]
+# Stands behind an integer's bounds: before them, they would not reach the JSON schema.
+WHOLE = BeforeValidator(_whole)
 UserId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_CHARACTERS)]
 Timestamp = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True, description="Unix seconds.")]

@@ -7,6 +7,7 @@ import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Response
+from pydantic import WithJsonSchema
 
 from recommender.artifact import Artifact
 from service.checkpoints.replica import LocalReplica
@@ -22,9 +23,12 @@ from service.problems import documented
 from service.services import CurrentServices, Services
 
 router = APIRouter(tags=["checkpoints"])
+_GENERATION = r'^\s*"?([0-9]{1,18})"?\s*$'
 Wait = Annotated[bool, Query(description="Answer when it has ended; 409 if it failed.")]
 IfMatch = Annotated[
-    str | None, Header(description="The generation that the caller saw; another one in place: 412.")
+    str | None,
+    WithJsonSchema({"type": "string", "pattern": _GENERATION}),  # a header is there or not, but never null
+    Header(description="The generation that the caller saw; another one in place: 412."),
 ]
 _SWAP: dict[int | str, dict[str, Any]] = {
     200: {"description": "It has ended, or there was nothing to do"},
@@ -120,7 +124,7 @@ def _described(local: LocalReplica, name: str, artifact: Artifact) -> Checkpoint
 def _generation(if_match: str | None) -> int | None:
     if if_match is None:
         return None
-    match = re.fullmatch(r'\s*"?([0-9]{1,18})"?\s*', if_match)
+    match = re.fullmatch(_GENERATION, if_match)
     if match is None:
         raise RequestError("give the generation, as GET /checkpoints tells it", "#/header/If-Match")
     return int(match[1])

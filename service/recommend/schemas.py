@@ -16,7 +16,7 @@ from pydantic import (
 
 from recommender.catalogue import normalise_title
 from service.problems import Problem
-from service.schemas import Answer, Count, ItemId, NullIsAbsent, Payload, UserId
+from service.schemas import WHOLE, Answer, ItemId, NullIsAbsent, Payload, UserId
 
 MAX_K = 100
 MAX_HISTORY = 1000
@@ -77,7 +77,7 @@ class RecommendRequest(Payload):
         tuple[HistoryEntry, ...] | None,
         Field(max_length=MAX_HISTORY, description="Oldest first; stands instead of the stored history."),
     ] = None
-    k: Annotated[Count, Field(ge=1, le=MAX_K), NullIsAbsent] = 10
+    k: Annotated[int, Field(strict=True, ge=1, le=MAX_K), WHOLE, NullIsAbsent] = 10
     exclude_seen: Annotated[
         bool, Field(strict=True, description="Leave out every title of the whole history."), NullIsAbsent
     ] = True
