@@ -1,6 +1,6 @@
 """Asks one service, closed or open loop, and writes what it met as one JSON object to a file.
 
-    python benchmarks/load_generator.py HOST PORT BODIES OUT --seconds 10 (--clients 64 | --rate 2500)
+    python -m benchmarks.load_generator HOST PORT BODIES OUT --seconds 10 (--clients 64 | --rate 2500)
 
 BODIES holds one body of `POST /recommend` a line. `--clients` connections ask without pause; `--rate` asks
 at random (Poisson) moments whether earlier requests are answered or not, and a request's time counts from

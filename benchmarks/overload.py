@@ -1,6 +1,6 @@
 """Ten times what the service can do: what it still gets done, and what it costs to turn the rest away.
 
-    python benchmarks/overload.py ARTIFACT [--factor 10] [--seconds 60] [--out docs/results/overload.json]
+    python -m benchmarks.overload ARTIFACT [--factor 10] [--seconds 60] [--out docs/results/overload.json]
 
 `espalier serve ARTIFACT` runs with its defaults, keys on, and a real redis-server (Debian's, append-only
 file) that holds the histories which half of the requests name by user; the other half carry theirs.
@@ -35,8 +35,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import redis
-from swaps import memory_bytes
 
+from benchmarks.replicas import pss_bytes
 from recommender.artifact import Artifact
 from recommender.storage import write_file
 
@@ -55,7 +55,7 @@ class Service:
         self.pid = process.pid
 
     def pss_mib(self) -> int:
-        return memory_bytes(self.pid, "Pss") >> 20
+        return pss_bytes(self.pid) >> 20
 
     def cpu_seconds(self) -> float:
         """User and system time so far (proc(5), fields 14 and 15)."""

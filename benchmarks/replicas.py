@@ -72,7 +72,7 @@ class Replica:
     def memory_bytes(self) -> int:
         """PSS of the process and its descendants."""
         assert self._process is not None
-        return _pss_bytes(self._process.pid)
+        return pss_bytes(self._process.pid)
 
     async def _start(self) -> None:
         with (self._folder / "log").open("a") as log:
@@ -135,9 +135,10 @@ class Balancer:
             await asyncio.sleep(_LOOK_S)
 
 
-def _pss_bytes(process: int) -> int:
+def pss_bytes(process: int) -> int:
+    """PSS of a process and its descendants (proc(5), smaps_rollup)."""
     rollup = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     total = next(int(line.split()[1]) << 10 for line in rollup if line.startswith("Pss:"))
     for task in Path(f"/proc/{process}/task").iterdir():
-        total += sum(_pss_bytes(int(child)) for child in (task / "children").read_text().split())
+        total += sum(pss_bytes(int(child)) for child in (task / "children").read_text().split())
     return total

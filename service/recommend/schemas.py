@@ -36,6 +36,7 @@ class ItemEntry(Payload):
     """A history entry by id."""
 
     item_id: ItemId
+    title: None = None
 
 
 class TitleEntry(Payload):
@@ -44,6 +45,7 @@ class TitleEntry(Payload):
     title: Annotated[
         str, StringConstraints(min_length=1, max_length=MAX_TITLE_CHARACTERS), AfterValidator(_visible)
     ]
+    item_id: None = None
 
 
 def _kind(value: Any) -> str:

@@ -47,6 +47,7 @@ def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> Non
     if case.meta is None or case.meta.generation.mode != GenerationMode.POSITIVE:
         return
     _bring_to_now(case.body)
+    _make_visible(case.body)
     if case.path.endswith("/activate") and case.path_parameters.get("name") not in _CHECKPOINTS:
         # An unknown name gets 404, which is all right too; half of them shall exist.
         name = case.path_parameters["name"]
@@ -60,3 +61,10 @@ def _bring_to_now(body: Any) -> None:
     for event in (body, *(body.get("events") or ())):
         if isinstance(event, dict) and isinstance(event.get("timestamp"), int | float):
             event["timestamp"] = event["timestamp"] % (time.time() + _HALF_A_DAY)
+
+
+def _make_visible(body: Any) -> None:
+    """Titles: a schema cannot say "with a visible character", as Unicode has it."""
+    for entry in body.get("history") or () if isinstance(body, dict) else ():
+        if isinstance(entry, dict) and isinstance(entry.get("title"), str):
+            entry["title"] = f"x{entry['title']}"[:512]

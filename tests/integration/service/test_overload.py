@@ -9,7 +9,7 @@ import pytest
 
 from recommender.artifact import Artifact
 
-BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "overload.py"
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.redis
@@ -20,7 +20,8 @@ def test_more_than_fits_is_turned_away_and_the_rest_is_answered(
     report = tmp_path / "report.json"
     options = ["--factor", "4", "--seconds", "4", "--capacity-seconds", "2", "--out", str(report)]
     done = subprocess.run(
-        [sys.executable, str(BENCHMARK), str(served_artifact.path), *options],
+        [sys.executable, "-m", "benchmarks.overload", str(served_artifact.path), *options],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
