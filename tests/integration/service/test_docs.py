@@ -64,7 +64,7 @@ class Shell:
     def type(self, command: str) -> None:
         """Runs a command as the documentation has it."""
         for word, meant in self.words.items():
-            command = re.sub(rf"(?<![\w./-]){re.escape(word)}(?![\w-])", meant, command)
+            command = re.sub(rf"(?<![\w.-]){re.escape(word)}(?![\w-])", meant, command)
         assignment = re.fullmatch(r"export (\w+)=(\S+)", command)
         if assignment:
             self.environment[assignment[1]] = assignment[2]
