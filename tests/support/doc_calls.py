@@ -9,7 +9,10 @@ ROOT = Path(__file__).parents[2]
 # In the order in which a newcomer reads: what a page needs, the pages before it have made.
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / name for name in ("serving.md", "runbook.md", "deploy.md", "vllm.md")),
+    *(
+        ROOT / "docs" / name
+        for name in ("serving.md", "histories.md", "runbook.md", "deploy.md", "vllm.md")
+    ),
 )
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
