@@ -30,7 +30,7 @@ $(VLLM)/.ready: pyproject.toml
 	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec opencv-python-headless
 	@touch $@
 
-demo: $(READY) ## Data, teacher, three pruning stages, artifact, a served recommendation (ARGS=--no-serve: then stop)
+demo: $(READY) ## Data, teacher, three pruning stages, report, artifact, a served recommendation (ARGS=--no-serve: then stop)
 	@$(BIN)/espalier demo $(ARGS)
 
 check: $(READY) ## Format, lint, types, import walls

@@ -1,9 +1,9 @@
 """`espalier demo`: the whole way on real data, from interactions to a recommendation over HTTP.
 
 The only code that uses both sides: it prepares MovieLens-100K, trains a small teacher, prunes it in
-three stages, exports the artifact, serves it as a process of its own, tells it a user's history, and
-asks it what comes next. Every step is the same function that its own command calls; killed, it goes
-on where it was.
+three stages, writes the report, exports the artifact, serves it as a process of its own, tells it a
+user's history, and asks it what comes next. Every step is the same function that its own command
+calls; killed, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def demo(
     from pruning.pipeline.recipe import load_recipe
     from pruning.pipeline.run import PruneConfig, prune
     from pruning.progress import console_reporter
+    from pruning.report.build import write_report
     from pruning.tables import dataset_table, stage_table, test_table
     from pruning.teacher.train import train_teacher
     from recommender.dataset import Dataset
@@ -55,28 +56,32 @@ def demo(
     # Wide enough for the tables where nobody's terminal says how wide it is.
     console = Console() if Console().is_terminal else Console(width=160)
     with console_reporter() as reporter:
-        reporter.say("1/5 data: MovieLens-100K, ratings of 4 and 5")
+        reporter.say("1/6 data: MovieLens-100K, ratings of 4 and 5")
         source = fetch_movielens_100k(_WORK / "cache")
         options = PrepareOptions(min_rating=_MIN_RATING, k_core=_K_CORE)
         card = prepare(source, _WORK / "dataset", options, reporter.say)
         console.print(dataset_table(card))
 
-        reporter.say("2/5 teacher: a small Llama from scratch")
+        reporter.say("2/6 teacher: a small Llama from scratch")
         teacher = train_teacher(_WORK / "dataset", _WORK / "teacher", _teacher_config(), reporter)
         if not teacher.beats_popularity:
             reporter.say("WARNING: this teacher is not better than popularity beyond chance")
 
-        reporter.say("3/5 pruning in three stages")
+        reporter.say("3/6 pruning in three stages")
         config = PruneConfig(recipe=load_recipe("demo"))
         report = prune(_WORK / "dataset", _WORK / "teacher", _WORK / "run", config, reporter)
         console.print(stage_table(report))
         console.print(test_table(report))
 
-        reporter.say("4/5 artifact")
+        reporter.say("4/6 report")
+        page = write_report(_WORK / "run", reporter).page
+        console.print(f"What was pruned and what it kept: {page}", soft_wrap=True)
+
+        reporter.say("5/6 artifact")
         artifact = export(_WORK / "run", _ARTIFACT)
         console.print(f"{artifact.identity}: {artifact.nbytes / 1e6:.1f} MB in {_ARTIFACT}")
 
-        reporter.say("5/5 serving it")
+        reporter.say("6/6 serving it")
     history = _example_history(Dataset(_WORK / "dataset"))
     with _served(port) as url:
         console.print(_recommendation(url, history))

@@ -1,4 +1,4 @@
-"""The offline commands: prepare, train, prune, export, evaluate, report.
+"""The offline commands: prepare, train, prune, export, evaluate, report, compare.
 
 Heavy imports stand inside the commands, so that `espalier --help` answers at once.
 """
@@ -208,15 +208,51 @@ def evaluate(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    run: Annotated[Path, typer.Argument(help="A run, finished or not.")],
+    dataset: Annotated[
+        Path | None, typer.Option(help="Where its data set is now, if not where it was.")
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Where its teacher is now, if not where it was.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a finished run's tables again."""
-    from pruning.export import read_report
+    """Write RUN/report.html: what was pruned and why, what it kept, and what it costs."""
+    from pruning.progress import console_reporter
+    from pruning.report.build import write_report
     from pruning.tables import stage_table, test_table
 
-    found = read_report(run)
-    _show(found, [stage_table(found), test_table(found)], as_json)
+    with console_reporter() as reporter:
+        found = write_report(run, reporter, dataset, teacher)
+        for words in found.missing:
+            reporter.say(f"missing: {words}")
+    tables = [stage_table(found.run), test_table(found.run)] if found.run else []
+    _show(found, tables, as_json)
+    if not as_json:
+        typer.echo(f"report: {found.page}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN…", help="Finished runs on one data set.")],
+    out: Annotated[Path | None, typer.Option(help="A page to write too, such as compare.html.")] = None,
+    dataset: Annotated[
+        Path | None, typer.Option(help="Where their data set is now, if not where it was.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Set finished runs side by side: quality against parameters and latency."""
+    from pruning.progress import console_reporter
+    from pruning.report.compare import compare
+    from pruning.report.compared import comparison_table, write_comparison
+
+    with console_reporter() as reporter:
+        comparison = compare(runs, dataset, reporter)
+    if out is not None:
+        write_comparison(comparison, out)
+    _show(comparison, [comparison_table(comparison)], as_json)
+    if out is not None and not as_json:
+        typer.echo(f"comparison: {out}")
 
 
 def _show(record: BaseModel, tables: Sequence[Table], as_json: bool) -> None:

@@ -103,11 +103,21 @@ class ModelValidation:
         self.windows = packer.held_out(dataset, "valid")
         self._task = RankingTask(dataset.catalogue, encoder, dataset.rows("valid").sample(sample, seed))
 
+    @property
+    def user_ids(self) -> tuple[str, ...]:
+        """Whose the sampled rows are."""
+        return self._task.rows.user_ids
+
+    def measure(self, model: PreTrainedModel) -> tuple[float, RankArray]:
+        """Nats per title over all windows, and the ranks (R,) of the sampled rows."""
+        ranks_R = self._task.ranks(lean_transformer(model))
+        return loss_per_title(model, self.windows), ranks_R
+
     def __call__(self, model: PreTrainedModel) -> dict[str, float]:
         """`loss` in nats per title, `hr10` and `ndcg10` of the sampled rows."""
-        ranks_R = self._task.ranks(lean_transformer(model))
+        loss, ranks_R = self.measure(model)
         return {
-            "loss": loss_per_title(model, self.windows),
+            "loss": loss,
             "hr10": float(hits(ranks_R, 10).mean()),
             "ndcg10": float(gains(ranks_R, 10).mean()),
         }

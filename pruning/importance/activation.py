@@ -124,8 +124,8 @@ def _add_batch(
     hidden_BTC = stream.hidden_RTC
     with ExitStack() as hooks:
         for index, layer in enumerate(decoder.layers):
-            hooks.enter_context(_reading_input(layer.attention_output, add_heads(sums.heads_LH[index])))
-            hooks.enter_context(_reading_input(layer.down, add_magnitude(sums.mlp_LF[index])))
+            hooks.enter_context(reading_input(layer.attention_output, add_heads(sums.heads_LH[index])))
+            hooks.enter_context(reading_input(layer.down, add_magnitude(sums.mlp_LF[index])))
             hooks.enter_context(_reading_output(layer.input_norm, add_hidden))
             hooks.enter_context(_reading_output(layer.post_attention_norm, add_hidden))
         for index, layer in enumerate(decoder.layers):
@@ -139,7 +139,8 @@ def _add_batch(
 
 
 @contextmanager
-def _reading_input(module: nn.Module, read: Hook) -> Iterator[None]:
+def reading_input(module: nn.Module, read: Hook) -> Iterator[None]:
+    """Hands `read` what goes into `module`, inside the block."""
     handle = module.register_forward_pre_hook(lambda _, arguments: read(arguments[0]))
     try:
         yield

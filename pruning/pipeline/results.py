@@ -13,11 +13,16 @@ class _Record(BaseModel):
 
 
 class Figures(_Record):
-    """Validation: nats per title over all its windows, HR@10 and NDCG@10 over the sampled rows."""
+    """Validation: nats per title over all its windows, HR@10 and NDCG@10 over the sampled rows.
+
+    The intervals are over the rows' users. They are None in files from before they were kept.
+    """
 
     loss: float
     hr10: float
     ndcg10: float
+    hr10_interval: Interval | None = None
+    ndcg10_interval: Interval | None = None
 
 
 class StageResult(_Record):

@@ -1,6 +1,6 @@
 """The loop that runs a recipe, stage by stage, and judges what comes out.
 
-RUN/settings.json                      data set, teacher and seed; other ones are refused
+RUN/settings.json, plan.json, sources.json  see `record.py`
 RUN/teacher_figures.json               the teacher's figures on the validation split
 RUN/scores/, signals-K/, stages/       see `stage.py`
 RUN/test/*.npy                         ranks of the whole test split
@@ -24,28 +24,23 @@ from pruning.importance.calibration import CalibrationBatch
 from pruning.pipeline.plan import Target, plan_shapes
 from pruning.pipeline.quality import judge, kept_ranks
 from pruning.pipeline.recipe import Recipe
+from pruning.pipeline.record import SETTINGS_FILE, RunPlan, RunSettings, RunSources, write_record
 from pruning.pipeline.results import Figures, RunReport, StageResult, TestResult
-from pruning.pipeline.stage import (
-    Bench,
-    PlannedStage,
-    digest,
-    kept,
-    plan_stages,
-    read_record,
-    run_stage,
-)
+from pruning.pipeline.stage import Bench, PlannedStage, kept, read_record, run_stage
 from pruning.progress import Reporter
 from pruning.surgery.adapter import CausalModel
 from pruning.surgery.canonical import canonical
 from pruning.surgery.shape import Shape
 from pruning.teacher.folder import open_teacher
 from pruning.training.batches import batches_in_order
-from pruning.training.windows import UserPacker
+from pruning.training.windows import UserPacker, Window
 from recommender.dataset import Dataset
 from recommender.prompt import PromptEncoder
 from recommender.storage import write_file
 
 REPORT_FILE = "report.json"
+FIGURES_FILE = "teacher_figures.json"
+TEST_FOLDER = "test"
 CATALOGUE_FILE = "catalogue.parquet"
 HISTORIES_FILE = "histories.json"
 _REFERENCE_HISTORIES = 8
@@ -72,13 +67,6 @@ class ReferenceHistories(BaseModel):
     histories: tuple[tuple[str, ...], ...]
 
 
-class _Settings(BaseModel):
-    dataset_sha256: str
-    teacher_sha256: str
-    seed: int
-    validation_rows: int
-
-
 def prune(
     dataset_path: Path, teacher_path: Path, out: Path, config: PruneConfig, reporter: Reporter
 ) -> RunReport:
@@ -94,17 +82,24 @@ def prune(
     whole, teacher_shape = canonical(teacher.model), Shape.of(teacher.model.config)
     counted = teacher_shape.nonembedding_parameters
     shapes = plan_shapes(Shape.of(whole.config), config.recipe, config.target, counted)
-    claim(
-        out,
-        "settings.json",
-        _Settings(
-            dataset_sha256=dataset.digest,
-            teacher_sha256=record.model_sha256,
-            seed=config.seed,
-            validation_rows=config.validation_rows,
-        ),
+    settings = RunSettings(
+        dataset_sha256=dataset.digest,
+        teacher_sha256=record.model_sha256,
+        seed=config.seed,
+        validation_rows=config.validation_rows,
     )
-    planned = plan_stages(config.recipe, shapes, digest(record.model_sha256, dataset.digest, config.seed))
+    claim(out, SETTINGS_FILE, settings)
+    plan = RunPlan(
+        dataset=dataset.card.name,
+        base=record.base.name,
+        recipe=config.recipe,
+        target=config.target,
+        teacher_shape=teacher_shape,
+        whole_shape=Shape.of(whole.config),
+        shapes=shapes,
+    )
+    write_record(out, plan, RunSources.seen_from(out, dataset_path, teacher_path))
+    planned = plan.stages(settings)
     report = _finished(out, config.recipe.name, planned)
     if report is not None:
         reporter.say(f"{out}: pruned already")
@@ -115,7 +110,7 @@ def prune(
     _keep_for_export(dataset, out, config.seed)
     bench = _prepare(dataset, teacher, out, config, reporter)
     reporter.say("measuring the teacher on the validation split")
-    teacher_figures = kept(out / "teacher_figures.json", Figures, lambda: bench.figures(teacher.model))
+    teacher_figures = kept(out / FIGURES_FILE, Figures, lambda: bench.figures(teacher.model))
     student: CausalModel = whole
     results: list[StageResult] = []
     for stage in planned:
@@ -166,27 +161,31 @@ def _prepare(
 ) -> Bench:
     encoder = PromptEncoder(teacher.template, teacher.tokenizer)
     windows = UserPacker(encoder, dataset.catalogue.titles).training(dataset)
-    drawn = np.random.default_rng(config.seed).permutation(len(windows))
-    calibration = [windows[index] for index in drawn[: config.recipe.calibration.windows]]
     return Bench(
         folder=out,
         teacher=teacher,
         windows=windows,
-        calibration=[
-            CalibrationBatch(batch.input_ids_BT, batch.attention_mask_BT.bool(), batch.target_mask())
-            for batch in batches_in_order(calibration, 4096)
-        ],
+        calibration=calibration_batches(windows, config.recipe.calibration.windows, config.seed),
         validation=ModelValidation(dataset, encoder, config.validation_rows, config.seed),
         seed=config.seed,
         reporter=reporter,
     )
 
 
+def calibration_batches(windows: Sequence[Window], count: int, seed: int) -> list[CalibrationBatch]:
+    """`count` windows drawn from those that are trained on, as the scores read them."""
+    drawn = np.random.default_rng(seed).permutation(len(windows))[:count]
+    return [
+        CalibrationBatch(batch.input_ids_BT, batch.attention_mask_BT.bool(), batch.target_mask())
+        for batch in batches_in_order([windows[index] for index in drawn], 4096)
+    ]
+
+
 def _test(bench: Bench, dataset: Dataset, student: PreTrainedModel, key: str) -> TestResult:
     rows = dataset.rows("test")
     encoder = PromptEncoder(bench.teacher.template, bench.teacher.tokenizer)
     task = RankingTask(dataset.catalogue, encoder, rows)
-    folder = bench.folder / "test"
+    folder = bench.folder / TEST_FOLDER
     bench.reporter.say(f"ranking the whole test split: {len(rows):,} rows with teacher and student")
     teacher_R = kept_ranks(task, bench.teacher.model, folder / "teacher.npy", bench.reporter)
     student_R = kept_ranks(task, student, folder / f"student-{key}.npy", bench.reporter)

@@ -46,9 +46,14 @@ from pruning.surgery.slicing import apply_cut
 from pruning.training.loop import FitResult, fit
 from pruning.training.windows import Window
 from recommender.errors import first_problem
+from recommender.ranking import UserBootstrap, gains, hits
 from recommender.storage import new_directory, write_file
 
 STUDENT_FOLDER = "student"
+TRAINING_FOLDER = "training"
+CUT_FILE = "cut.json"
+AFTER_CUT_FILE = "after_cut.json"
+RESULT_FILE = "result.json"
 _RecordT = TypeVar("_RecordT", bound=BaseModel)
 
 
@@ -65,7 +70,16 @@ class Bench:
     reporter: Reporter
 
     def figures(self, model: PreTrainedModel) -> Figures:
-        return Figures.model_validate(self.validation(model))
+        loss, ranks_R = self.validation.measure(model)
+        bootstrap = UserBootstrap(self.validation.user_ids)
+        hr10, ndcg10 = bootstrap.mean(hits(ranks_R, 10)), bootstrap.mean(gains(ranks_R, 10))
+        return Figures(
+            loss=loss,
+            hr10=hr10.value,
+            ndcg10=ndcg10.value,
+            hr10_interval=hr10,
+            ndcg10_interval=ndcg10,
+        )
 
 
 def stage_folder(run: Path, number: int, stage: StageResult) -> Path:
@@ -88,6 +102,21 @@ class PlannedStage:
     def title(self) -> str:
         return f"stage {self.number} {self.stage.name}"
 
+    def folder(self, run: Path) -> Path:
+        """Where the stage's files are, or will be."""
+        return run / "stages" / f"{self.number}-{self.stage.name}-{self.key}"
+
+    def score_files(self, run: Path, seed: int) -> dict[Axis, Path]:
+        """Where the scores of each axis that the stage cuts are, or will be."""
+        method = _method(self.stage.importance, seed)
+        files: dict[Axis, Path] = {}
+        for axis in self.stage.keep:
+            depends = digest(
+                self.before, self.calibration.model_dump(), method.parameters(axis, self.shape)
+            )
+            files[axis] = run / "scores" / f"{axis}-{method.name}-{depends}.safetensors"
+        return files
+
 
 def plan_stages(recipe: Recipe, shapes: Sequence[Shape], first: str) -> list[PlannedStage]:
     """The recipe's stages with their shapes; `first` is the key of what the first one cuts."""
@@ -103,8 +132,8 @@ def plan_stages(recipe: Recipe, shapes: Sequence[Shape], first: str) -> list[Pla
 def run_stage(bench: Bench, planned: PlannedStage, student: CausalModel) -> tuple[StageResult, CausalModel]:
     """Cuts `student` and restores it; what stands from an earlier call is not done again."""
     stage, shape, title = planned.stage, planned.shape, planned.title
-    folder = bench.folder / "stages" / f"{planned.number}-{stage.name}-{planned.key}"
-    result_file = folder / "result.json"
+    folder = planned.folder(bench.folder)
+    result_file = folder / RESULT_FILE
     if result_file.exists():
         bench.reporter.say(f"{title}: done already")
         restored = load_checkpoint(folder / STUDENT_FOLDER)
@@ -112,13 +141,13 @@ def run_stage(bench: Bench, planned: PlannedStage, student: CausalModel) -> tupl
 
     bench.reporter.say(f"{title}: scoring {', '.join(sorted(stage.keep))}")
     cut = kept(
-        folder / "cut.json",
+        folder / CUT_FILE,
         Cut,
         lambda: select(_scores(bench, planned, student), Shape.of(student.config), shape),
     )
     student = _cut_student(bench, stage, student, cut)
     assert Shape.of(student.config) == shape
-    after_cut = kept(folder / "after_cut.json", Figures, lambda: bench.figures(student))
+    after_cut = kept(folder / AFTER_CUT_FILE, Figures, lambda: bench.figures(student))
     bench.reporter.say(
         f"{title}: cut to {shape.nonembedding_parameters:,} non-embedding parameters, "
         f"validation {after_cut.loss:.2f} nats per title; restoring"
@@ -164,10 +193,7 @@ def _method(name: str, seed: int) -> ImportanceMethod:
 def _scores(bench: Bench, planned: PlannedStage, student: CausalModel) -> dict[Axis, Scores]:
     stage, target = planned.stage, planned.shape
     method = _method(stage.importance, bench.seed)
-    files: dict[Axis, Path] = {}
-    for axis in stage.keep:
-        depends = digest(planned.before, planned.calibration.model_dump(), method.parameters(axis, target))
-        files[axis] = bench.folder / "scores" / f"{axis}-{method.name}-{depends}.safetensors"
+    files = planned.score_files(bench.folder, bench.seed)
     missing = [axis for axis, file in files.items() if not file.exists()]
     if missing:
         counter = bench.reporter.counter(f"scoring {', '.join(sorted(missing))}")
@@ -181,7 +207,13 @@ def _restore(bench: Bench, stage: Stage, student: CausalModel, folder: Path) -> 
     training = stage.training.model_copy(update={"seed": bench.seed})
     objective = Distillation(stage.distillation, _signal_source(bench, stage))
     result = fit(
-        student, bench.windows, objective, bench.validation, training, folder / "training", bench.reporter
+        student,
+        bench.windows,
+        objective,
+        bench.validation,
+        training,
+        folder / TRAINING_FOLDER,
+        bench.reporter,
     )
     student.eval()  # type: ignore[no-untyped-call]
     return result

@@ -74,16 +74,34 @@ class Shape(BaseModel):
     @property
     def nonembedding_parameters(self) -> int:
         """Parameters outside the token embedding and the vocabulary head."""
-        return self.num_hidden_layers * self._layer_parameters() + self.hidden_size
+        return self.attention_parameters + self.mlp_parameters + self.norm_parameters
 
     @property
     def total_parameters(self) -> int:
         """All parameters; a tied vocabulary head counts once."""
-        matrices = 1 if self.tie_word_embeddings else 2
-        return self.nonembedding_parameters + matrices * self.vocab_size * self.hidden_size
+        return self.nonembedding_parameters + self.embedding_parameters
 
-    def _layer_parameters(self) -> int:
+    @property
+    def embedding_parameters(self) -> int:
+        """The token embedding and the vocabulary head; tied they count once."""
+        return (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
+
+    @property
+    def norm_parameters(self) -> int:
+        """Gains of the RMSNorms of the residual stream, two a layer and the final one."""
+        return (2 * self.num_hidden_layers + 1) * self.hidden_size
+
+    @property
+    def mlp_parameters(self) -> int:
+        """Gate, up and down of all layers."""
         hidden, neurons = self.hidden_size, self.intermediate_size
+        bias = 2 * neurons + hidden if self.mlp_bias else 0
+        return self.num_hidden_layers * (3 * hidden * neurons + bias)
+
+    @property
+    def attention_parameters(self) -> int:
+        """Queries, keys, values and output of all layers, with the norms of queries and keys."""
+        hidden = self.hidden_size
         query = self.num_attention_heads * self.head_dim
         key_value = self.num_key_value_heads * self.head_dim
         attention = 2 * hidden * query + 2 * hidden * key_value
@@ -91,5 +109,4 @@ class Shape(BaseModel):
             attention += query + 2 * key_value + (0 if self.model_type == "qwen2" else hidden)
         if self.model_type == "qwen3":
             attention += 2 * self.head_dim  # norms of the queries and of the keys
-        mlp = 3 * hidden * neurons + (2 * neurons + hidden if self.mlp_bias else 0)
-        return attention + mlp + 2 * hidden
+        return self.num_hidden_layers * attention

@@ -17,7 +17,8 @@ def espalier(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_help_lists_every_command() -> None:
     done = espalier("--help")
     assert done.returncode == 0
-    for name in ("prepare", "train", "prune", "export", "evaluate", "report", "serve", "histories", "demo"):
+    offline = ("prepare", "train", "prune", "export", "evaluate", "report", "compare")
+    for name in (*offline, "serve", "histories", "demo"):
         assert name in done.stdout
 
 
@@ -76,6 +77,10 @@ def _no_run(folder: Path) -> list[str | Path]:
     return ["report", folder]
 
 
+def _one_run(folder: Path) -> list[str | Path]:
+    return ["compare", folder]
+
+
 def _foreign_folder(folder: Path) -> list[str | Path]:
     (folder / "full").mkdir()
     (folder / "full" / "letter.txt").write_text("dear")
@@ -119,7 +124,8 @@ def _file_for_a_folder(folder: Path) -> list[str | Path]:
         (_no_dataset, "no dataset.json here"),
         (_no_teacher, "no finished teacher"),
         (_no_recipe, "no recipe 'nothing'"),
-        (_no_run, "no report.json"),
+        (_no_run, "no run here"),
+        (_one_run, "give two or more"),
         (_foreign_folder, "not empty and no run of ours"),
     ],
 )
