@@ -126,7 +126,7 @@ def heatmap(similar_MM: Tensor, names: Sequence[str], alt: str, *, side: float =
 def head_similarities(heads_LHH: Tensor, alt: str) -> Markup:
     """One small square a layer: which heads say the same."""
     layers, heads = heads_LHH.shape[:2]
-    side, gap, columns = 84.0, 22.0, 6
+    side, gap, columns = 84.0, 22.0, max(4, min(10, layers))
     each = side / heads
     names = [f"head {head + 1}" for head in range(heads)]
     drawn: list[Markup] = []

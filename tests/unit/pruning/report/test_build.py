@@ -54,6 +54,7 @@ def test_a_finished_run_is_shown_whole(finished: Path) -> None:
         assert f"{interval.value:.4f} [{interval.low:.4f}, {interval.high:.4f}]" in page.text
     for stage in result.run.stages:
         assert f">{stage.name}: restored<" in page.text
+        assert list(finished.glob(f"run/stages/*{stage.key}/training/runs/*/events.out.tfevents.*"))
         assert stage.after_cut.ndcg10_interval is not None
         assert f"{stage.shape.total_parameters:,}" in page.text
     # Each layer has its heads: 3 layers of 4, half of them kept.
