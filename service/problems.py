@@ -81,14 +81,18 @@ _HTTP_KINDS = {
 }
 
 
+def kind_of(error: type[errors.ServiceError]) -> Kind:
+    """The kind of one of our own errors."""
+    return next(_KINDS[ancestor] for ancestor in error.__mro__ if ancestor in _KINDS)
+
+
 def problem_of(error: errors.ServiceError, request_id: str | None) -> Problem:
     """The document for one of our own errors."""
-    kind = next(_KINDS[ancestor] for ancestor in type(error).__mro__ if ancestor in _KINDS)
     violations = None
     if isinstance(error, errors.RequestError):
         violations = (Violation(pointer=error.pointer, detail=str(error)),)
     retry = error.retry_after_s if isinstance(error, errors.OverloadedError) else None
-    return problem(kind, str(error), request_id, violations, retry)
+    return problem(kind_of(type(error)), str(error), request_id, violations, retry)
 
 
 def invalid(found: Iterable[Any], request_id: str | None) -> Problem:

@@ -13,17 +13,17 @@ import logging
 import math
 import re
 import time
-import uuid
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import problems
-from service.errors import ServiceError
+from service.errors import OverloadedError, ServiceError
 from service.keys import Keys
 from service.metrics import Metrics
-from service.middleware import REQUEST_ID
+from service.middleware import REQUEST_ID, new_request_id
 from service.recommend.admission import Admission
 
 _PLAIN = b"POST /recommend HTTP/1.1\r\n"
@@ -34,6 +34,7 @@ _HARMLESS = frozenset(
     | {b"x-forwarded-proto", b"x-forwarded-host", b"x-real-ip", b"via", b"traceparent", b"tracestate"}
 )
 _HEADER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)")
+_ID_PLACE = "\N{REPLACEMENT CHARACTER}"
 _TELLING_SECONDS = 1.0
 _log = logging.getLogger("espalier.access")
 
@@ -44,7 +45,8 @@ class Turnstile:
     def __init__(self, admission: Admission, keys: Keys, metrics: Metrics) -> None:
         self._admission = admission
         self._keys = keys
-        self._metrics = metrics
+        self._rejections = metrics.rejections.labels(problems.kind_of(OverloadedError).name)
+        self._durations = metrics.request_duration.labels("/recommend", "429")
         self._coming = 0  # let through in this turn of the event loop, so without a place yet
         self._untold = 0
 
@@ -62,27 +64,35 @@ class Turnstile:
         if overload is None:
             self._let_through()
             return None
-        headers = _headers(data)
-        if headers is None:
+        head, _, body = data.partition(b"\r\n\r\n")
+        headers = _headers(head)
+        if headers is None or headers.get(b"content-length") != b"%d" % len(body):
             return None
         try:
             self._keys.check(headers.get(b"authorization"))
         except ServiceError:
             return None
         given = headers.get(b"x-request-id", b"").decode()
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        document = problems.problem_of(overload, request_id)
-        body = document.model_dump_json(exclude_none=True).encode()
+        request_id = (given if REQUEST_ID.fullmatch(given) else new_request_id()).encode()
+        before, after = _document(str(overload), overload.retry_after_s)
         seconds = time.perf_counter() - start
-        self._count(document, seconds)
-        head = (
-            f"HTTP/1.1 429 Too Many Requests\r\nretry-after: {overload.retry_after_s}\r\n"
-            f"content-length: {len(body)}\r\ncontent-type: {problems.MEDIA_TYPE}\r\n"
-            f"x-request-id: {request_id}\r\nserver-timing: total;dur={seconds * 1e3:.3f}\r\n"
-            "cache-control: no-store\r\n"
-        )
+        self._count(seconds)
         shared = b"".join(b"%b: %b\r\n" % header for header in common)
-        return head.encode() + shared + b"\r\n" + body
+        return (
+            b"HTTP/1.1 429 Too Many Requests\r\nretry-after: %d\r\ncontent-length: %d\r\n"
+            b"content-type: %b\r\nx-request-id: %b\r\nserver-timing: total;dur=%.3f\r\n"
+            b"cache-control: no-store\r\n%b\r\n%b%b%b"
+        ) % (
+            overload.retry_after_s,
+            len(before) + len(request_id) + len(after),
+            problems.MEDIA_TYPE.encode(),
+            request_id,
+            seconds * 1e3,
+            shared,
+            before,
+            request_id,
+            after,
+        )
 
     def _let_through(self) -> None:
         if not self._coming:
@@ -92,9 +102,9 @@ class Turnstile:
     def _arrived(self) -> None:
         self._coming = 0
 
-    def _count(self, document: problems.Problem, seconds: float) -> None:
-        self._metrics.answered(document)
-        self._metrics.request_duration.labels("/recommend", "429").observe(seconds)
+    def _count(self, seconds: float) -> None:
+        self._rejections.inc()
+        self._durations.observe(seconds)
         if not self._untold:
             asyncio.get_running_loop().call_later(_TELLING_SECONDS, self._tell)
         self._untold += 1
@@ -153,9 +163,9 @@ class TurnstileProtocol(HttpToolsProtocol):
         )
 
 
-def _headers(data: bytes) -> dict[bytes, bytes] | None:
-    """The headers of a request whose body ends where `data` does; None: of anything less plain."""
-    head, _, body = data.partition(b"\r\n\r\n")
+@lru_cache(maxsize=256)  # one client's heads differ in little, and most in nothing
+def _headers(head: bytes) -> dict[bytes, bytes] | None:
+    """The headers of a request's head; None: of anything less plain."""
     found: dict[bytes, bytes] = {}
     for line in head.split(b"\r\n")[1:]:
         match = _HEADER.fullmatch(line)
@@ -166,5 +176,12 @@ def _headers(data: bytes) -> dict[bytes, bytes] | None:
         if name in found or not (kept or name in _HARMLESS):
             return None
         found[name] = value
-    length = found.get(b"content-length", b"")
-    return found if length.isdigit() and int(length) == len(body) else None
+    return found
+
+
+@lru_cache(maxsize=16)
+def _document(detail: str, retry_after_s: int) -> tuple[bytes, bytes]:
+    """The problem document, before and after the request's id."""
+    document = problems.problem_of(OverloadedError(detail, retry_after_s), _ID_PLACE)
+    before, _, after = document.model_dump_json(exclude_none=True).partition(_ID_PLACE)
+    return before.encode(), after.encode()
