@@ -1,23 +1,28 @@
-"""How fast a catalogue-constrained top 10 is found: our search beside transformers' constrained beams.
+"""How fast a catalogue-constrained top 10 is found: our engines beside transformers' constrained beams.
 
-    python benchmarks/decoding.py ARTIFACT DATASET [--rows 200] [--out docs/results/decoding.json]
+    python -m benchmarks.decoding ARTIFACT DATASET [--rows 200] [--vllm PYTHON] [--out FILE]
 
-One artifact, the same test histories, k = 10, float32, one process. The contenders take turns, batch by
-batch, so that a noisy machine is noisy for both. `transformers` is `generate` with 20 beams, a
-`prefix_allowed_tokens_fn` over the trie, renormalised logits, no length penalty, and the separator as end;
-several requests are one left-padded batch. `native` is `TrieSearch`; nothing is cached across requests.
+One artifact, real test histories, k = 10 items, float32. The contenders take turns, batch by batch, so that
+a noisy machine is noisy for all. `transformers` is `generate` with 20 beams, a `prefix_allowed_tokens_fn`
+over the trie, renormalised logits, no length penalty, and the separator as end; several requests are one
+left-padded batch. `native` is `TrieSearch`, nothing cached across requests. `vllm` is our engine on vLLM
+in a process of its own, which PYTHON runs. Each concurrency has histories of its own, so that no prefix
+cache meets one twice. Beside the times stand the floors of `floors.py`, measured in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import platform
 import resource
 import statistics
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -26,16 +31,21 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from benchmarks.floors import gemm_seconds, measure_machine, needed_steps, roofline_seconds
 from recommender.artifact import Artifact
 from recommender.dataset import Dataset
 from recommender.ranker import Ranker
 from recommender.search.frontier import Query
 from recommender.storage import write_file
+from service.engine.making import VllmMaker
+from service.engine.protocol import RankRequest
 
 K = 10
 BEAMS = 20
-Answer = list[tuple[int, float]]
-"""Leaves and their log-probabilities, best first."""
+CONCURRENCIES = (1, 8, 32)
+FLOOR_ROWS = 20
+Answer = list[int]
+"""Items, the best first."""
 Contender = Callable[[Sequence[tuple[int, ...]]], list[Answer]]
 
 
@@ -43,11 +53,36 @@ def native(ranker: Ranker) -> Contender:
     """The trie search, all prompts of a call in flight together."""
 
     def answer(prompts: Sequence[tuple[int, ...]]) -> list[Answer]:
-        queries = [Query(prompt, K, distinct_titles=True) for prompt in prompts]
+        queries = [Query(prompt, K) for prompt in prompts]
         found = ranker.search.rank(queries, batch=len(queries))
-        return [list(zip(one.leaves, one.scores, strict=True)) for one in found]
+        return [
+            [item.index for item in ranker.items(one, query)]
+            for one, query in zip(found, queries, strict=True)
+        ]
 
     return answer
+
+
+@contextmanager
+def vllm(artifact: Artifact, python: Path) -> Iterator[Contender]:
+    """Our engine on vLLM, all prompts of a call asked at once."""
+
+    def count(reason: str) -> None:
+        raise RuntimeError(f"vLLM's process was lost: {reason}")
+
+    with asyncio.Runner() as runner:
+        made = runner.run(VllmMaker(python, 32, count)(artifact))
+
+        async def ask(prompts: Sequence[tuple[int, ...]]) -> list[Answer]:
+            deadline = asyncio.get_running_loop().time() + 600
+            requests = [RankRequest(prompt, K, frozenset(), None, deadline) for prompt in prompts]
+            answers = await asyncio.gather(*map(made.engine.rank, requests))
+            return [[item.index for item in one.items] for one in answers]
+
+        try:
+            yield lambda prompts: runner.run(ask(prompts))
+        finally:
+            runner.run(made.engine.close())
 
 
 def beams(artifact: Artifact, ranker: Ranker) -> Contender:
@@ -89,13 +124,13 @@ def beams(artifact: Artifact, ranker: Ranker) -> Contender:
             )
         answers: list[Answer] = []
         for row in range(len(prompts)):
-            found: Answer = []
+            leaves = []
             for place in range(row * K, (row + 1) * K):
                 tokens = out.sequences[place, width:].tolist()
                 path = tuple(tokens[: tokens.index(end) + 1]) if end in tokens else tuple(tokens)
                 if path in paths:
-                    found.append((paths[path], float(out.sequences_scores[place])))
-            answers.append(found)
+                    leaves.append(paths[path])
+            answers.append([item for leaf in leaves for item in ranker.trie.items_of(leaf).tolist()][:K])
         return answers
 
     return answer
@@ -118,11 +153,34 @@ def measure(
 
 def overlap(answers: Sequence[Answer], exact: Sequence[Answer]) -> float:
     """Mean share of the exact ten that an answer holds."""
-    shares = [
-        len({leaf for leaf, _ in one[:K]} & {leaf for leaf, _ in other[:K]}) / min(K, len(other))
-        for one, other in zip(answers, exact, strict=True)
-    ]
-    return statistics.fmean(shares)
+    return statistics.fmean(
+        len({*one} & {*other}) / len(other) for one, other in zip(answers, exact, strict=True)
+    )
+
+
+def floors(ranker: Ranker, prompts: Sequence[tuple[int, ...]]) -> dict[str, float]:
+    """Shares of the native times at concurrency 1 that the floors make up: 1 is the floor itself."""
+    model = ranker.search.model
+    machine = measure_machine(model.nbytes)
+    shares: dict[str, list[float]] = {}
+    for prompt in prompts:
+        steps = needed_steps(ranker, prompt, K)
+        query = Query(prompt, K)
+        prefill, whole = [], []
+        for _ in range(5):
+            start = time.perf_counter()
+            ranker.search.admit([query])
+            prefill.append(time.perf_counter() - start)
+            while not ranker.search.step():
+                pass
+            whole.append(time.perf_counter() - start)
+        for name, needed, taken in (("prefill", steps[:1], prefill), ("request", steps, whole)):
+            median = statistics.median(taken)
+            shares.setdefault(f"{name}_gemm", []).append(gemm_seconds(model, needed) / median)
+            shares.setdefault(f"{name}_roofline", []).append(
+                roofline_seconds(model, needed, machine) / median
+            )
+    return {name: statistics.median(values) for name, values in shares.items()}
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -137,50 +195,62 @@ def main() -> None:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument("--vllm", type=Path, help="the interpreter that has vLLM")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
 
     artifact = Artifact.open(options.artifact)
     artifact.verify()
     ranker = Ranker.from_artifact(artifact)
-    rows = Dataset(options.dataset).rows("test").sample(options.rows, seed=0)
+    rows = Dataset(options.dataset).rows("test").sample(len(CONCURRENCIES) * options.rows, seed=0)
     prompts = [ranker.prompt(history) for history in rows.histories]
-    contenders = {"native": native(ranker), "transformers": beams(artifact, ranker)}
-    for contender in contenders.values():
-        contender(prompts[:2])  # warm up
-    exact = contenders["native"](prompts)
-
-    record: dict[str, Any] = {
-        "command": f"python benchmarks/decoding.py {options.artifact} {options.dataset} --rows {len(rows)}",
+    with ExitStack() as stack:
+        contenders = {"native": native(ranker), "transformers": beams(artifact, ranker)}
+        if options.vllm:
+            contenders["vllm"] = stack.enter_context(vllm(artifact, options.vllm))
+        for contender in contenders.values():
+            contender(prompts[:2])  # warm up
+        record = compare(contenders, prompts, len(rows) // len(CONCURRENCIES))
+    record |= {
+        "command": ["python", "-m", "benchmarks.decoding", *sys.argv[1:]],
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "artifact": artifact.identity,
         "prompt_tokens_mean": statistics.fmean(map(len, prompts)),
-        "ms": {},
-        "requests_per_s": {},
-        "overlap10": {},
-    }
-    for concurrency in (1, 8, 32):
-        for name, result in measure(contenders, prompts, concurrency).items():
-            rate = len(prompts) / sum(result["seconds"])
-            record["requests_per_s"].setdefault(name, {})[str(concurrency)] = rate
-            if concurrency == 1:
-                milliseconds = [1e3 * second for second in result["seconds"]]
-                record["ms"][name] = {
-                    f"p{round(100 * share)}": percentile(milliseconds, share) for share in (0.5, 0.95, 0.99)
-                }
-                record["overlap10"][name] = overlap(result["answers"], exact)
-    record["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    ours, theirs = record["requests_per_s"]["native"], record["requests_per_s"]["transformers"]
-    record["ratios"] = {
-        "p50_vs_transformers": record["ms"]["transformers"]["p50"] / record["ms"]["native"]["p50"],
-        "throughput32_vs_transformers": ours["32"] / theirs["32"],
+        "floor_fraction": floors(ranker, prompts[:FLOOR_ROWS]),
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     text = json.dumps(record, indent=2)
     print(text)
     if options.out:
         write_file(options.out, text + "\n")
+
+
+def compare(
+    contenders: dict[str, Contender], prompts: Sequence[tuple[int, ...]], rows: int
+) -> dict[str, Any]:
+    """Times, rates and overlaps of all contenders, and native's ratios to the others."""
+    milliseconds: dict[str, dict[str, float]] = {}
+    rates: dict[str, dict[str, float]] = {name: {} for name in contenders}
+    overlaps: dict[str, float] = {}
+    for number, concurrency in enumerate(CONCURRENCIES):
+        own = prompts[number * rows : (number + 1) * rows]
+        for name, result in measure(contenders, own, concurrency).items():
+            rates[name][str(concurrency)] = len(own) / sum(result["seconds"])
+            if concurrency == 1:
+                times = [1e3 * second for second in result["seconds"]]
+                milliseconds[name] = {
+                    f"p{round(100 * share)}": percentile(times, share) for share in (0.5, 0.95, 0.99)
+                }
+                overlaps[name] = overlap(result["answers"], contenders["native"](own))
+    most = str(CONCURRENCIES[-1])
+    ratios = {}
+    for other in contenders:
+        if other != "native":
+            ratios[f"p50_vs_{other}"] = milliseconds[other]["p50"] / milliseconds["native"]["p50"]
+            ratios[f"throughput{most}_vs_{other}"] = rates["native"][most] / rates[other][most]
+    return {"ratios": ratios, "ms": milliseconds, "requests_per_s": rates, "overlap10": overlaps}
 
 
 if __name__ == "__main__":

@@ -269,7 +269,7 @@ def main() -> None:
     }
     report = {
         "date": date.today().isoformat(),
-        "command": sys.argv,
+        "command": ["python", "-m", "benchmarks.overload", *sys.argv[1:]],
         "machine": machine,
         "checkpoint": artifact.identity,
         **found,

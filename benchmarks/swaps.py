@@ -214,7 +214,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, embedded_server(Path(scratch) / "valkey") as url:
         found = asyncio.run(measure(given, Path(scratch), url))
     machine = {"python": platform.python_version(), "torch": torch.__version__, "cores": os.cpu_count()}
-    report = {"date": date.today().isoformat(), "command": sys.argv, "machine": machine, **found}
+    report = {
+        "date": date.today().isoformat(),
+        "command": ["python", "-m", "benchmarks.swaps", *sys.argv[1:]],
+        "machine": machine,
+        **found,
+    }
     text = json.dumps(report, indent=2) + "\n"
     print(text)
     if given.out is not None:
