@@ -7,7 +7,7 @@ read so far. A node's token attends to the prompt and to its own path, which a b
 says; so a prompt's keys and values are read once a request, not once a beam.
 
 Shapes: T tokens of all requests, B slots in use, Q queries of a slot (padded), C columns, H hidden,
-N query heads, K key/value heads, G = N / K, D head_dim, F intermediate, V vocabulary.
+N query heads, K key/value heads, X = N + K, G = N / K, D head_dim, F intermediate, V vocabulary.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ class Layer:
     input_norm_H: Tensor
     qkv_weight: Tensor
     qkv_bias: Tensor | None
-    q_norm_D: Tensor | None
-    k_norm_D: Tensor | None
+    qk_norm_XD: Tensor | None
     o_weight: Tensor
     o_bias: Tensor | None
     mlp_norm_H: Tensor
@@ -51,7 +50,7 @@ class NodeTokens:
         positions_T: rotary positions.
         slots_T: each token's slot, ascending.
         queries_T: the token's place among its slot's queries, 0 … Q - 1.
-        columns_T: the column its keys and values go to.
+        columns_T: the column its keys and values go to: a slot's last ones, in order.
         visible_BQC: True where a query may attend; padding queries may attend to column 0.
     """
 
@@ -92,6 +91,7 @@ class LeanTransformer:
             self.head_VH = weights.take("lm_head.weight", vocabulary, hidden)
         weights.refuse_leftovers()
         self._frequencies = architecture.inverse_frequencies()
+        self._cos_C1D = self._sin_C1D = torch.empty(0, 1, architecture.head_dim, dtype=dtype)
 
     @property
     def nbytes(self) -> int:
@@ -132,7 +132,8 @@ class LeanTransformer:
         stops = list(accumulate(map(len, tokens)))
         spans = [slice(stop - len(new), stop) for stop, new in zip(stops, tokens, strict=True)]
         tokens_T = torch.tensor([token for new in tokens for token in new])
-        rotation = self._rotation(torch.cat([torch.arange(part.begin, part.end) for part in parts]))
+        positions_T = torch.cat([torch.arange(part.begin, part.end) for part in parts])
+        rotation = self._rotation(positions_T, cache.columns)
         hidden_TH = self.embedding_VH[tokens_T]
         for index, layer in enumerate(self.layers):
             q_TND, k_TKD, v_TKD = self._qkv(layer, hidden_TH, rotation)
@@ -163,15 +164,23 @@ class LeanTransformer:
         # The query heads of a group share their keys, so they stand as further queries of one head.
         visible = nodes.visible_BQC[:, None, None].expand(slots, 1, group, queries, columns)
         visible = visible.reshape(slots, 1, group * queries, columns)
-        rotation = self._rotation(nodes.positions_T)
+        # A request alone needs no scattering: its columns follow each other, and none of its queries pads.
+        alone = slice(columns - queries, columns) if slots == 1 else None
+        rotation = self._rotation(nodes.positions_T, cache.columns)
         hidden_TH = self.embedding_VH[nodes.tokens_T]
         for index, layer in enumerate(self.layers):
             q_TND, k_TKD, v_TKD = self._qkv(layer, hidden_TH, rotation)
             keys_SKCD, values_SKCD = cache.keys(index), cache.values(index)
-            keys_SKCD[nodes.slots_T, :, nodes.columns_T] = k_TKD
-            values_SKCD[nodes.slots_T, :, nodes.columns_T] = v_TKD
-            q_BQKGD = q_TND.new_zeros(slots, queries, heads_k, group, width)
-            q_BQKGD[nodes.slots_T, nodes.queries_T] = q_TND.view(-1, heads_k, group, width)
+            q_TKGD = q_TND.view(-1, heads_k, group, width)
+            if alone is None:
+                keys_SKCD[nodes.slots_T, :, nodes.columns_T] = k_TKD
+                values_SKCD[nodes.slots_T, :, nodes.columns_T] = v_TKD
+                q_BQKGD = q_TND.new_zeros(slots, queries, heads_k, group, width)
+                q_BQKGD[nodes.slots_T, nodes.queries_T] = q_TKGD
+            else:
+                keys_SKCD[0, :, alone] = k_TKD.transpose(0, 1)
+                values_SKCD[0, :, alone] = v_TKD.transpose(0, 1)
+                q_BQKGD = q_TKGD[None]
             out = F.scaled_dot_product_attention(
                 q_BQKGD.permute(0, 2, 3, 1, 4).reshape(slots, heads_k, group * queries, width),
                 keys_SKCD[:slots, :, :columns],
@@ -179,7 +188,9 @@ class LeanTransformer:
                 attn_mask=visible,
             )
             out_BQKGD = out.view(slots, heads_k, group, queries, width).permute(0, 3, 1, 2, 4)
-            mixed_TX = out_BQKGD[nodes.slots_T, nodes.queries_T].flatten(1)
+            mixed_TX = (
+                out_BQKGD[nodes.slots_T, nodes.queries_T] if alone is None else out_BQKGD[0]
+            ).flatten(1)
             hidden_TH = self._finish_layer(layer, hidden_TH, mixed_TX)
         return self._norm(hidden_TH[wanted_W], self.norm_H)
 
@@ -192,10 +203,11 @@ class LeanTransformer:
         keys_from = arch.num_attention_heads
         values_from = keys_from + arch.num_key_value_heads
         # Slices: `torch.split` goes through Python, and costs as much as a product of a small model.
-        q_TND, k_TKD, v_TKD = heads[:, :keys_from], heads[:, keys_from:values_from], heads[:, values_from:]
-        if layer.q_norm_D is not None and layer.k_norm_D is not None:
-            q_TND, k_TKD = self._norm(q_TND, layer.q_norm_D), self._norm(k_TKD, layer.k_norm_D)
-        return _rotate(q_TND, *rotation), _rotate(k_TKD, *rotation), v_TKD
+        rotated, v_TKD = heads[:, :values_from], heads[:, values_from:]
+        if layer.qk_norm_XD is not None:
+            rotated = self._norm(rotated, None) * layer.qk_norm_XD
+        rotated = _rotate(rotated, *rotation)
+        return rotated[:, :keys_from], rotated[:, keys_from:], v_TKD
 
     def _finish_layer(self, layer: Layer, hidden_TH: Tensor, mixed_TX: Tensor) -> Tensor:
         hidden_TH = hidden_TH + F.linear(mixed_TX, layer.o_weight, layer.o_bias)
@@ -204,13 +216,16 @@ class LeanTransformer:
         )
         return hidden_TH + F.linear(F.silu(gate_TF) * up_TF, layer.down_weight)
 
-    def _norm(self, x: Tensor, gain: Tensor) -> Tensor:
+    def _norm(self, x: Tensor, gain: Tensor | None) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), gain, self.architecture.rms_norm_eps)
 
-    def _rotation(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-        angles = torch.outer(positions_T.float(), self._frequencies)
-        angles = torch.cat((angles, angles), dim=-1)[:, None]
-        return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+    def _rotation(self, positions_T: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+        """(T, 1, D) twice: cosines, and sines whose first half is negated; `columns` bounds positions."""
+        if columns > len(self._cos_C1D):
+            angles = torch.outer(torch.arange(columns).float(), self._frequencies)[:, None]
+            self._cos_C1D = torch.cat((angles, angles), dim=-1).cos().to(self.dtype)
+            self._sin_C1D = torch.cat((-angles, angles), dim=-1).sin().to(self.dtype)
+        return self._cos_C1D[positions_T], self._sin_C1D[positions_T]
 
 
 class _Part(NamedTuple):
@@ -272,7 +287,7 @@ def _layer(weights: _Tensors, name: str, arch: Architecture) -> Layer:
     q_width, kv_width = arch.num_attention_heads * width, arch.num_key_value_heads * width
     widths = {"q": q_width, "k": kv_width, "v": kv_width}
     qkv_weights = [weights.take(f"{attention}.{x}_proj.weight", n, hidden) for x, n in widths.items()]
-    qkv_bias = o_bias = q_norm_D = k_norm_D = None
+    qkv_bias = o_bias = qk_norm_XD = None
     if arch.qkv_bias:
         qkv_bias = torch.cat([weights.take(f"{attention}.{x}_proj.bias", n) for x, n in widths.items()])
     if arch.o_bias:
@@ -280,12 +295,13 @@ def _layer(weights: _Tensors, name: str, arch: Architecture) -> Layer:
     if arch.family == "qwen3":
         q_norm_D = weights.take(f"{attention}.q_norm.weight", width)
         k_norm_D = weights.take(f"{attention}.k_norm.weight", width)
+        heads, heads_k = arch.num_attention_heads, arch.num_key_value_heads
+        qk_norm_XD = torch.cat((q_norm_D.expand(heads, width), k_norm_D.expand(heads_k, width)))
     return Layer(
         input_norm_H=weights.take(f"{name}.input_layernorm.weight", hidden),
         qkv_weight=torch.cat(qkv_weights),
         qkv_bias=qkv_bias,
-        q_norm_D=q_norm_D,
-        k_norm_D=k_norm_D,
+        qk_norm_XD=qk_norm_XD,
         o_weight=weights.take(f"{attention}.o_proj.weight", hidden, q_width),
         o_bias=o_bias,
         mlp_norm_H=weights.take(f"{name}.post_attention_layernorm.weight", hidden),
@@ -296,7 +312,6 @@ def _layer(weights: _Tensors, name: str, arch: Architecture) -> Layer:
     )
 
 
-def _rotate(x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
-    """Rotary embedding, in Hugging Face's split-halves layout."""
-    first, second = x_TND.chunk(2, dim=-1)
-    return x_TND * cos_T1D + torch.cat((-second, first), dim=-1) * sin_T1D
+def _rotate(x_TXD: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
+    """Rotary embedding, in Hugging Face's split-halves layout; `sin_T1D` has the signs."""
+    return torch.addcmul(x_TXD * cos_T1D, x_TXD.roll(x_TXD.shape[-1] // 2, -1), sin_T1D)
