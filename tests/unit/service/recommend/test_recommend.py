@@ -38,6 +38,13 @@ def ids(answer: dict[str, Any]) -> list[str]:
     return [item["item_id"] for item in answer["items"]]
 
 
+def assert_alike(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """The same ranking; a prompt that was read in two parts gives scores that differ in the last digits."""
+    assert ids(one) == ids(other)
+    scores = ([item["score"] for item in answer["items"]] for answer in (one, other))
+    assert next(scores) == pytest.approx(next(scores), abs=1e-5)
+
+
 async def test_an_answer_is_the_rankers(client: httpx.AsyncClient, served_artifact: Artifact) -> None:
     answer = await ask(client, history=["g3", "g9"], k=6, exclude_seen=False)
     ranker = Ranker.from_artifact(served_artifact)
@@ -247,7 +254,7 @@ async def test_the_prompt_holds_the_newest_titles_by_the_windows_rule(client: ht
     longer = await ask(client, history=[*twenty, "g20"], **options)
     window = await ask(client, history=[*twenty[10:], "g20"], **options)
     whole = await ask(client, history=twenty, **options)
-    assert longer["items"] == window["items"]
+    assert_alike(longer, window)
     assert whole["items"] != (await ask(client, history=twenty[10:], **options))["items"]
 
 
@@ -256,9 +263,7 @@ async def test_concurrent_answers_equal_sequential_ones(client: httpx.AsyncClien
     alone = [await ask(client, **body) for body in bodies]
     together = await asyncio.gather(*(ask(client, **body) for body in bodies))
     for one, other in zip(alone, together, strict=True):
-        assert ids(one) == ids(other)
-        scores = ([item["score"] for item in answer["items"]] for answer in (one, other))
-        assert next(scores) == pytest.approx(next(scores), abs=1e-5)
+        assert_alike(one, other)
 
 
 async def test_a_stored_history_is_asked_for_by_user(remembering: httpx.AsyncClient) -> None:
@@ -266,14 +271,14 @@ async def test_a_stored_history_is_asked_for_by_user(remembering: httpx.AsyncCli
     await remembering.post("/users/ann/events", json={"events": events})
     answer = await ask(remembering, user_id="ann")
     assert answer["user_id"] == "ann"
-    assert answer["items"] == (await ask(remembering, history=["g9", "g3"]))["items"]
+    assert_alike(answer, await ask(remembering, history=["g9", "g3"]))
 
 
 async def test_a_posted_history_stands_instead_of_the_stored_one(remembering: httpx.AsyncClient) -> None:
     await remembering.post("/users/ann/events", json={"item_id": "g3"})
     answer = await ask(remembering, user_id="ann", history=["g9"])
     assert answer["user_id"] == "ann"
-    assert answer["items"] == (await ask(remembering, history=["g9"]))["items"]
+    assert_alike(answer, await ask(remembering, history=["g9"]))
     cold = await ask(remembering, user_id="ann", history=[])
     assert cold["strategy"] == "popular"
 
@@ -288,7 +293,7 @@ async def test_a_stored_window_moves_with_the_monotone_count(remembering: httpx.
     await remembering.post("/users/bob/events", json={"events": events})
     stored = await ask(remembering, user_id="bob", exclude_seen=False)
     posted = await ask(remembering, history=[f"g{item}" for item in range(10, 25)], exclude_seen=False)
-    assert stored["items"] == posted["items"]
+    assert_alike(stored, posted)
 
 
 async def test_redis_away_costs_the_history_not_the_answer(client: httpx.AsyncClient) -> None:
