@@ -26,6 +26,7 @@ _PATIENCE_SECONDS = 30.0
 _MAX_CONNECTIONS = 4000
 _PAUSE_SECONDS = 0.1
 _OK = 200
+_TIMING = b"server-timing:"
 _DEGRADED = b'"degraded":"'
 
 
@@ -56,6 +57,8 @@ class Connection(asyncio.Protocol):
             return
         self._received = b""
         status = int(received[9:12])
+        if status == _OK and self._load.stages is not None:
+            note_stages(received[: head + 2].lower(), self._load.stages)
         if status == 200 and received.find(_DEGRADED, head) >= 0:
             status = 299  # an answer, but not the one that was asked for
         due, self._due = self._due, None
@@ -73,9 +76,10 @@ class Load:
         seconds: times by status; 299 stands for a 200 that is marked as degraded.
         failures: requests without an answer, by reason.
         last: when the last answer came, `time.perf_counter()` seconds.
+        stages: the answers' `Server-Timing`, milliseconds by stage; None: nobody asked for it.
     """
 
-    def __init__(self, host: str, port: int, requests: list[bytes]) -> None:
+    def __init__(self, host: str, port: int, requests: list[bytes], stages: bool = False) -> None:
         self._host, self._port = host, port
         self._requests = requests
         self._idle: list[Connection] = []
@@ -85,6 +89,7 @@ class Load:
         self.seconds: dict[int, list[float]] = {}
         self.failures: Counter[str] = Counter()
         self.last = 0.0
+        self.stages: dict[str, list[float]] | None = {} if stages else None
 
     async def closed(self, clients: int, end: float) -> None:
         """So many clients ask without pause until `end`."""
@@ -156,6 +161,17 @@ class Load:
         return self.open - len(self._idle)
 
 
+def note_stages(head: bytes, stages: dict[str, list[float]]) -> None:
+    """Adds the stages that a head in lower case tells: `server-timing: prefill;dur=1.2, total;dur=3.4`."""
+    at = head.find(_TIMING)
+    if at < 0:
+        return
+    told = head[at + len(_TIMING) : head.find(b"\r\n", at)].decode()
+    for entry in told.split(","):
+        stage, _, milliseconds = entry.strip().partition(";dur=")
+        stages.setdefault(stage, []).append(float(milliseconds))
+
+
 async def run(given: argparse.Namespace) -> dict[str, Any]:
     """The whole load; then waits for what is still unanswered."""
     bodies = given.bodies.read_bytes().splitlines()
@@ -166,7 +182,7 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
         + body
         for body in bodies
     ]
-    load = Load(given.host, given.port, requests)
+    load = Load(given.host, given.port, requests, given.stages)
     begin = time.perf_counter()
     if given.clients:
         await load.closed(given.clients, begin + given.seconds)
@@ -184,6 +200,7 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
         "offered": offered,
         "answered_meanwhile": within,
         "times": {status: [round(s, 5) for s in seconds] for status, seconds in load.seconds.items()},
+        "stages": load.stages,
         "failures": {reason: count for reason, count in load.failures.items() if count},
         "connections": load.open,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
@@ -202,6 +219,7 @@ def main() -> None:
     how.add_argument("--clients", type=int, default=0)
     how.add_argument("--rate", type=float)
     parser.add_argument("--key", default="")
+    parser.add_argument("--stages", action="store_true", help="note the answers' Server-Timing")
     given = parser.parse_args()
     given.out.write_text(json.dumps(uvloop.run(run(given))))
 

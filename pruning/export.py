@@ -88,7 +88,7 @@ def export(run: Path, out: Path, items_file: Path | None = None) -> Artifact:
             lineage=_lineage(report),
             parameters=_parameters(report),
             quality=_quality(report) if items_file is None else None,
-            reference=tuple(_answer(ranker, history) for history in histories),
+            reference=tuple(reference_answer(ranker, history) for history in histories),
         )
     except ValidationError as error:
         problem = error.errors()[0]["msg"]
@@ -130,7 +130,7 @@ def _another_catalogue(items_file: Path, trained: Catalogue) -> Catalogue:
     return Catalogue.create(ids, list(items.titles.values()), [known.get(i, 0) for i in ids])
 
 
-def _answer(ranker: Ranker, history: tuple[str, ...]) -> ReferenceAnswer:
+def reference_answer(ranker: Ranker, history: tuple[str, ...]) -> ReferenceAnswer:
     """What the model answers to the part of the history that this catalogue knows."""
     indices = [i for item_id in history if (i := ranker.catalogue.index_of(item_id)) is not None]
     query = Query(ranker.prompt(indices), _REFERENCE_K)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from recommender.errors import CatalogueError
 
 _SCHEMA = pa.schema([("item_id", pa.string()), ("title", pa.string()), ("popularity", pa.int64())])
 _COLUMNS = tuple(_SCHEMA.names)
+_INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # the categories Cc and Cs
 
 
 def normalise_title(title: str) -> str:
@@ -22,8 +24,7 @@ def normalise_title(title: str) -> str:
 
     Lone surrogates, which no encoding can carry, go with the control characters.
     """
-    visible = (" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in title)
-    return " ".join(unicodedata.normalize("NFC", "".join(visible)).split())
+    return " ".join(unicodedata.normalize("NFC", _INVISIBLE.sub(" ", title)).split())
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,17 @@ class Catalogue:
                 f"the catalogue's columns differ in length: {len(item_ids)} ids, "
                 f"{len(titles)} titles, {len(popularity)} popularities"
             )
-        seen: set[str] = set()
-        clean = tuple(normalise_title(title) for title in titles)
-        for position, (item_id, title) in enumerate(zip(item_ids, clean, strict=True), start=1):
+        made = cls(tuple(item_ids), tuple(map(normalise_title, titles)), tuple(map(int, popularity)))
+        for position, (item_id, title) in enumerate(zip(made.item_ids, made.titles, strict=True), start=1):
             if not item_id or not title:
                 raise CatalogueError(f"item {position} ({item_id!r}) lacks an id or a title")
-            if item_id in seen:
-                raise CatalogueError(f"item {position}: the id {item_id!r} stands twice")
-            seen.add(item_id)
-        return cls(tuple(item_ids), clean, tuple(int(count) for count in popularity))
+        # Made here, with all else that takes long, and not by the first request that looks an item up.
+        last = made._index_by_id
+        if len(last) < len(made):
+            first = next(i for i, item_id in enumerate(made.item_ids) if last[item_id] != i)
+            again = made.item_ids.index(made.item_ids[first], first + 1)
+            raise CatalogueError(f"item {again + 1}: the id {made.item_ids[first]!r} stands twice")
+        return made
 
     def __len__(self) -> int:
         return len(self.item_ids)

@@ -26,6 +26,13 @@ def test_normalise_title(title: str, normal: str) -> None:
     assert normalise_title(title) == normal
 
 
+def test_controls_and_surrogates_are_the_categories_that_go() -> None:
+    characters = [chr(code) for code in range(0x10000) if unicodedata.category(chr(code)) in ("Cc", "Cs")]
+    assert normalise_title("a" + "b".join(characters) + "c") == " ".join(
+        ["a", *["b"] * (len(characters) - 1), "c"]
+    )
+
+
 @settings(deadline=None, derandomize=True)
 @given(st.text(st.characters(exclude_categories=())))
 def test_a_normalised_title_is_one_encodable_line_and_stays_as_it_is(title: str) -> None:

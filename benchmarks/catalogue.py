@@ -1,0 +1,217 @@
+"""What a growing catalogue costs: trie, latency and service start at 5 k, 50 k and 1 M titles.
+
+    python -m benchmarks.catalogue ARTIFACT DATASET [--sizes 5000 50000 1000000] [--rows 200] [--out …]
+
+`benchmarks/titles.py` makes the catalogues around the artifact's own; how near their tries come to what the
+real one's would be at that size stands in the record. For each, the trie is built and an artifact written
+that differs from the given one in its catalogue alone. `espalier serve` starts with each in turn, until
+`/readyz` says yes. Then the same test histories are ranked with each, the sizes taking turns request by
+request, one request at a time and nothing remembered between them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from benchmarks.records import Record, described, percentiles, provenance, publish, table
+from benchmarks.serving import redis_server, service
+from benchmarks.titles import TitleMaker, shape_of
+from pruning.export import reference_answer
+from recommender.artifact import Artifact, Description, write_artifact
+from recommender.dataset import Dataset
+from recommender.ranker import Ranker
+from recommender.search.frontier import Query
+from recommender.trie import TitleTrie
+
+K = 10
+GOALS = {
+    "trie_seconds": 60.0,
+    "bytes_per_title": 200.0,
+    "p50_of_smallest": 1.5,
+    "start_seconds": 15.0,
+    "deviation": 0.1,
+}
+_PACKAGES = ("espalier", "torch", "tokenizers", "numpy")
+
+
+def with_catalogue(artifact: Artifact, maker: TitleMaker, size: int, target: Path) -> Record:
+    """Writes the artifact with a made catalogue of this size. Returns what the trie took."""
+    start = time.perf_counter()
+    catalogue, novelty = maker.make(size)
+    made = time.perf_counter()
+    encoder = artifact.load_encoder()
+    paths = encoder.encode_titles(catalogue.titles)
+    encoded = time.perf_counter()
+    trie = TitleTrie.build(paths, catalogue.popularity)
+    built = time.perf_counter()
+    ranker = Ranker(catalogue, encoder, trie, artifact.load_transformer())
+    answers = tuple(reference_answer(ranker, one.history) for one in artifact.manifest.reference)
+    description = Description.model_validate(
+        artifact.manifest.model_dump(exclude={"files"})
+        | {"name": target.name, "quality": None, "reference": answers}
+    )
+    write_artifact(target, description, artifact.path, catalogue, trie)
+    found, expected = shape_of(trie), maker.growth.at(trie.leaf_count)
+    return {
+        "items": size,
+        "titles": trie.leaf_count,
+        "nodes": trie.node_count,
+        "first_tokens": found.first_tokens,
+        "first_tokens_expected": round(expected.first_tokens, 1),
+        "decisions": round(found.decisions, 3),
+        "decisions_expected": round(expected.decisions, 3),
+        "deviation": round(found.deviation(expected), 4),
+        "novelty": novelty,
+        "make_seconds": round(made - start, 2),
+        "encode_seconds": round(encoded - made, 2),
+        "trie_seconds": round(built - encoded, 2),
+        "trie_bytes": trie.nbytes,
+        "bytes_per_title": round(trie.nbytes / trie.leaf_count, 1),
+    }
+
+
+def latencies(rankers: Sequence[Ranker], histories: Sequence[tuple[str, ...]]) -> list[Record]:
+    """p50, p95 and p99 of each, the rankers taking turns; steps, and the share that is proven."""
+    seconds: list[list[float]] = [[] for _ in rankers]
+    steps: list[list[int]] = [[] for _ in rankers]
+    proven = [0] * len(rankers)
+    for number, history in enumerate((*histories[:3], *histories)):
+        for place, ranker in enumerate(rankers):
+            items = [item for i in history if (item := ranker.catalogue.index_of(i)) is not None]
+            query = Query(ranker.prompt(items), K)
+            start = time.perf_counter()
+            (found,) = ranker.search.rank([query])
+            ranker.items(found, query)
+            took = time.perf_counter() - start
+            if number >= 3:  # the first ones warm up
+                seconds[place].append(took)
+                steps[place].append(found.steps)
+                proven[place] += found.exact
+    return [
+        {
+            **(percentiles(seconds[place]) or {}),
+            "steps_mean": round(statistics.fmean(steps[place]), 2),
+            "exact_share": round(proven[place] / len(histories), 4),
+        }
+        for place in range(len(rankers))
+    ]
+
+
+def start_seconds(artifact: Path, redis_url: str, scratch: Path) -> Record:
+    """From the command to the first `/readyz` that says yes, and what the process holds then."""
+    scratch.mkdir()
+    start = time.perf_counter()
+    with service(artifact, redis_url, scratch, os.sched_getaffinity(0)) as running:
+        running.wait_until_ready()
+        took = time.perf_counter() - start
+        return {"start_seconds": round(took, 2), "pss_mib": running.pss_mib()}
+
+
+def page(record: Record) -> str:
+    """The record for a reader."""
+    sizes, real = record["sizes"], record["real"]
+    rows = [
+        (
+            f"{one['items']:,}",
+            f"{one['first_tokens']} / {one['first_tokens_expected']}",
+            f"{one['decisions']:.2f} / {one['decisions_expected']:.2f}",
+            f"{one['encode_seconds']} s",
+            f"{one['trie_seconds']} s",
+            one["bytes_per_title"],
+            f"{one['p50_ms']} / {one['p95_ms']} ms",
+            one["steps_mean"],
+            f"{100 * one['exact_share']:.1f} %",
+            f"{one['start_seconds']} s",
+            f"{one['pss_mib']} MiB",
+        )
+        for one in sizes
+    ]
+    head = (
+        *("items", "first tokens / expected", "decisions / expected", "encoding", "trie", "bytes a title"),
+        *("p50 / p95", "steps", "proven", "service start", "service's PSS"),
+    )
+    goals = [
+        (f"{name} ≤ {GOALS[name]:g}", f"{value:.2f}", "yes" if value <= GOALS[name] else "no")
+        for name, value in record["worst"].items()
+    ]
+
+    def shown(shape: Record) -> str:
+        tokens, decisions = shape["first_tokens"], shape["decisions"]
+        return f"{tokens:.0f} distinct first tokens and {decisions:.2f} decisions a title"
+
+    return f"""# A growing catalogue
+
+{provenance(record)}
+Artifact {record["artifact"]}, k = {K}, {record["rows"]} test histories, float32, one request at a time.
+
+{table(head, rows)}
+
+{table(("goal", "worst", "met"), goals)}
+
+The catalogues begin with the artifact's own {real["titles"]:,} titles, which have
+{shown(real)}, and go on with made ones (`benchmarks/titles.py`,
+seed 0). *Expected* is what the real catalogue would have at that size: first tokens by the Chao1 estimate,
+decisions along a straight line over the logarithm of the size. A random quarter of the real catalogue lets
+one expect of the whole {shown(record["foretold_from_a_quarter"])}. As many made titles as there are
+real ones, alone, have {shown(record["made_alone"])}. *Start* is from the command to `/readyz`.
+"""
+
+
+def main() -> None:
+    """Makes, builds, ranks, starts; prints and writes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[5_000, 50_000, 1_000_000])
+    parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument("--out", type=Path, help="the JSON record; its page goes beside it")
+    given = parser.parse_args()
+    artifact = Artifact.open(given.artifact)
+    artifact.verify()
+    dataset = Dataset(given.dataset)
+    item_ids = dataset.catalogue.item_ids
+    rows = dataset.rows("test").sample(given.rows, seed=0)
+    histories = [tuple(item_ids[item] for item in history) for history in rows.histories]
+    maker = TitleMaker(artifact.load_catalogue(), artifact.load_encoder())
+    with tempfile.TemporaryDirectory() as folder, redis_server(Path(folder)) as store:
+        scratch = Path(folder)
+        sizes = []
+        for size in given.sizes:
+            print(f"{size:,} titles", file=sys.stderr, flush=True)
+            sizes.append(with_catalogue(artifact, maker, size, scratch / f"titles-{size}"))
+        made = [Artifact.open(scratch / f"titles-{size}") for size in given.sizes]
+        starts = [
+            start_seconds(one.path, store.url, scratch / f"start-{one.manifest.name}") for one in made
+        ]
+        found = latencies([Ranker.from_artifact(one) for one in made], histories)
+    sizes = [{**size, **one, **start} for size, one, start in zip(sizes, found, starts, strict=True)]
+    worst = {
+        **{goal: max(size[goal] for size in sizes) for goal in GOALS if goal in sizes[0]},
+        "p50_of_smallest": sizes[-1]["p50_ms"] / sizes[0]["p50_ms"],
+    }
+    record = {
+        **described(_PACKAGES),
+        "artifact": artifact.identity,
+        "rows": len(histories),
+        "threads": torch.get_num_threads(),
+        "real": asdict(maker.growth.parts[-1]),
+        "foretold_from_a_quarter": asdict(maker.foretold()),
+        "made_alone": asdict(maker.alone()),
+        "sizes": sizes,
+        "worst": worst,
+    }
+    publish(record, given.out, page)
+
+
+if __name__ == "__main__":
+    main()
