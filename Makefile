@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 VLLM   := .venv-vllm
 
-.PHONY: help setup vllm demo check test clean
+.PHONY: help setup vllm demo check test bench-smoke clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -41,6 +41,9 @@ check: $(READY) ## Format, lint, types, import walls
 
 test: $(READY) ## Every test that can run here (ARGS=... for pytest)
 	$(BIN)/pytest --cov --cov-report=term:skip-covered $(ARGS)
+
+bench-smoke: $(READY) ## How many times faster than transformers, beside another day's ratio; seconds, and never fails for it
+	@$(BIN)/python -m benchmarks.smoke
 
 clean: ## Remove the environments and caches; data and artifacts stay
 	rm -rf $(VENV) $(VLLM) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
