@@ -164,6 +164,8 @@ class LeanTransformer:
         # The query heads of a group share their keys, so they stand as further queries of one head.
         visible = nodes.visible_BQC[:, None, None].expand(slots, 1, group, queries, columns)
         visible = visible.reshape(slots, 1, group * queries, columns)
+        # Attention would make this of a boolean mask in every layer.
+        mask = torch.zeros(visible.shape, dtype=self.dtype).masked_fill_(~visible, -torch.inf)
         # A request alone needs no scattering: its columns follow each other, and none of its queries pads.
         alone = slice(columns - queries, columns) if slots == 1 else None
         rotation = self._rotation(nodes.positions_T, cache.columns)
@@ -185,7 +187,7 @@ class LeanTransformer:
                 q_BQKGD.permute(0, 2, 3, 1, 4).reshape(slots, heads_k, group * queries, width),
                 keys_SKCD[:slots, :, :columns],
                 values_SKCD[:slots, :, :columns],
-                attn_mask=visible,
+                attn_mask=mask,
             )
             out_BQKGD = out.view(slots, heads_k, group, queries, width).permute(0, 3, 1, 2, 4)
             mixed_TX = (
