@@ -269,9 +269,10 @@ def _child_log_probabilities(
     counts_S: npt.NDArray[np.integer],
 ) -> npt.NDArray[np.float64]:
     """(E,) log-probability of each child among its siblings; only the children's rows are scored."""
-    parents = torch.from_numpy(parents_E)
-    rows_EH = head_VH[torch.from_numpy(tokens_E.astype(np.int64))]
-    logits_E = (rows_EH * hidden_SH[parents]).sum(-1).double().numpy()
+    # index_select and a product in place: indexing takes three times as long where children are many.
+    products_EH = head_VH.index_select(0, torch.from_numpy(tokens_E.astype(np.int64)))
+    products_EH *= hidden_SH.index_select(0, torch.from_numpy(parents_E))
+    logits_E = products_EH.sum(-1).double().numpy()
     first_S = np.cumsum(counts_S) - counts_S
     highest_S = np.maximum.reduceat(logits_E, first_S)
     shifted_E = logits_E - highest_S[parents_E]
