@@ -34,6 +34,7 @@ from benchmarks.serving import (
     Service,
     busy_core_seconds,
     generate,
+    real_histories,
     redis_server,
     service,
     write_bodies,
@@ -228,10 +229,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the JSON record; its page goes beside it")
     given = parser.parse_args()
     artifact = Artifact.open(given.artifact)
-    dataset = Dataset(given.dataset)
-    item_ids = dataset.catalogue.item_ids
-    rows = dataset.rows("test").sample(given.rows, seed=0)
-    histories = [[item_ids[item] for item in history] for history in rows.histories]
+    histories = real_histories(artifact, Dataset(given.dataset), given.rows)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         store = stack.enter_context(redis_server(scratch))

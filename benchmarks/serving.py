@@ -19,6 +19,8 @@ import httpx
 import redis
 
 from benchmarks.replicas import pss_bytes
+from recommender.artifact import Artifact
+from recommender.dataset import Dataset
 
 K, KEY = 10, "benchmark"
 GOOD, DEGRADED, REFUSED, LATE = "200", "299", "429", "504"
@@ -131,6 +133,20 @@ def on_cores(cores: set[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def real_histories(artifact: Artifact, dataset: Dataset, rows: int) -> list[list[str]]:
+    """Item ids of test histories, each as long as the data set has it.
+
+    Raises:
+        SystemExit: the artifact's catalogue lacks an item of them.
+    """
+    item_ids, catalogue = dataset.catalogue.item_ids, artifact.load_catalogue()
+    found = dataset.rows("test").sample(rows, seed=0).histories
+    for item in {item for history in found for item in history}:
+        if catalogue.index_of(item_ids[item]) is None:
+            raise SystemExit(f"{artifact.path} lacks item {item_ids[item]!r} of {dataset.path}")
+    return [[item_ids[item] for item in history] for history in found]
 
 
 def write_bodies(client: httpx.Client, histories: Sequence[Sequence[str]], file: Path) -> None:

@@ -27,8 +27,8 @@ def test_ratios_say_what_is_saved_and_what_could_be() -> None:
     cold = Asked(tokens=100, found=0, steps=4, prefill=0.006, decode=0.003, rest=0.001, items=(1,))
     returning = Asked(tokens=100, found=80, steps=4, prefill=0.003, decode=0.003, rest=0.001, items=(1,))
     found = compared([Pair(False, cold, returning)])
-    assert found["ratio_p50"] == 0.7
-    assert found["ratio_prefill_p50"] == 0.5
+    assert found["ratio"] == 0.7
+    assert found["ratio_prefill"] == 0.5
     assert found["ratio_without_prefill"] == 0.4
     assert found["returning"]["found_share"] == 0.8
     assert found["same_items"] == 1.0
