@@ -8,7 +8,7 @@ that ask without pause find the capacity. Then a process of its own offers 10 % 
 after the other: at random (Poisson) moments, whether earlier requests are answered or not, and a request's
 time counts from the moment it was due. The *knee* is the highest step up to which the service keeps up. A
 last, longer run is at 70 % of it. Redis and the generator share the machine; what each took of it stands in
-the record, and so does what was taken in all: much more than theirs, and the machine was not quiet.
+the record, and so does what others took: more than a tenth of a core, and the machine was not quiet.
 """
 
 from __future__ import annotations
@@ -87,6 +87,13 @@ def saturated(step: Record, cores: int) -> tuple[str, float]:
     return name, round(shares[name], 3)
 
 
+def disturbance(steps: Sequence[Record]) -> float:
+    """The most cores that anything but service, Redis and generator took during a step."""
+    used: list[dict[str, float]] = [step["cores_used"] for step in steps]
+    others = [one["all"] - one["service"] - one["redis"] - one["generator"] for one in used]
+    return round(max(0.0, *others), 2)
+
+
 def offer(running: Service, store: Server, bodies: Path, rate: float, seconds: float) -> Record:
     """One step."""
     threads, cpu, redis_cpu = running.thread_seconds(), running.cpu_seconds(), store.cpu_seconds()
@@ -144,6 +151,7 @@ def run(given: argparse.Namespace, running: Service, store: Server, bodies: Path
         "knee_rps": found and found["offered_rps"],
         "knee_share_of_capacity": found and found["share"],
         "saturates_first": {"what": name, "share": share, "at_share_of_capacity": beyond["share"]},
+        "cores_used_by_others": disturbance(steps),
         "steps": steps,
         "at_70_percent_of_knee": at_goal,
         "prompt_tokens_found_share": _found_share(running.url),
@@ -195,7 +203,8 @@ Capacity, with {record["clients"]} clients that ask without pause: {record["capa
 Stages are p50 / p99 in ms inside the service, as `Server-Timing` tells them; latency is the client's, from
 the moment a request was due. {verdict}
 What saturates first, at {100 * first["at_share_of_capacity"]:.0f} % of the capacity: {first["what"]}
-({100 * first["share"]:.0f} % of what it can have).
+({100 * first["share"]:.0f} % of what it can have). Work that is none of this took up to
+{record["cores_used_by_others"]} of the machine's {record["machine"]["cores"]} cores during a step.
 """
 
 

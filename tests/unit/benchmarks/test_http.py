@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.http import keeps_up, knee, saturated, stage_percentiles
+from benchmarks.http import disturbance, keeps_up, knee, saturated, stage_percentiles
 from benchmarks.load_generator import note_stages
 
 
@@ -25,6 +25,13 @@ def test_what_is_nearest_to_its_own_limit_saturates() -> None:
     used = {"event_loop": 0.5, "engine": 0.7, "redis": 0.1, "generator": 0.2, "all": 1.5}
     assert saturated({"cores_used": used}, cores=2) == ("the machine's cores", 0.75)
     assert saturated({"cores_used": used}, cores=4) == ("the engine's thread", 0.7)
+
+
+def test_what_others_took_is_what_is_left() -> None:
+    quiet = {"service": 0.5, "redis": 0.1, "generator": 0.1, "all": 0.6}
+    busy = {"service": 0.5, "redis": 0.1, "generator": 0.1, "all": 1.9}
+    assert disturbance([{"cores_used": quiet}, {"cores_used": busy}]) == 1.2
+    assert disturbance([{"cores_used": quiet}]) == 0.0
 
 
 def test_what_no_stage_claims_is_the_rest() -> None:
