@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 
 from pruning.training.batches import batches_in_order
+from pruning.training.logits import target_logits
 from pruning.training.windows import UserPacker, Window
 from recommender.catalogue import Catalogue
 from recommender.dataset import Dataset, Rows
@@ -34,10 +35,8 @@ def loss_per_title(model: PreTrainedModel, windows: Sequence[Window], tokens: in
     with torch.inference_mode():
         for on_cpu in batches_in_order(windows, tokens):
             batch = on_cpu.to(model.device)
-            logits_BTV = model(
-                input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
-            ).logits
-            nats += F.cross_entropy(batch.read(logits_BTV), batch.labels_P, reduction="sum").item()
+            logits_PV = target_logits(model, batch)
+            nats += F.cross_entropy(logits_PV, batch.labels_P, reduction="sum").item()
             titles += batch.titles
     return nats / max(1, titles)
 

@@ -47,6 +47,7 @@ class Distillation:
         self._source = source
 
     def __call__(self, logits_PV: Tensor, batch: Batch) -> Tensor:
-        divergence_P = self._source.signal(batch).forward_kl(logits_PV)
-        truth = F.cross_entropy(logits_PV, batch.labels_P)
+        student_PV = F.log_softmax(logits_PV, dim=-1)  # once for both: it is as large as the logits
+        divergence_P = self._source.signal(batch).forward_kl(student_PV)
+        truth = F.nll_loss(student_PV, batch.labels_P)
         return self._config.cross_entropy * truth + self._config.forward_kl * divergence_P.mean()

@@ -24,9 +24,8 @@ class DenseSignal:
 
     log_probs_PV: Tensor
 
-    def forward_kl(self, logits_PV: Tensor) -> Tensor:
-        """(P,) KL(teacher ‖ student) = Σ_v p_v (log p_v - log q_v), nats."""
-        student_PV = F.log_softmax(logits_PV, dim=-1)
+    def forward_kl(self, student_PV: Tensor) -> Tensor:
+        """(P,) KL(teacher ‖ student) = Σ_v p_v (log p_v - log q_v), nats, of the student's log q (P, V)."""
         return F.kl_div(student_PV, self.log_probs_PV, log_target=True, reduction="none").sum(-1)
 
 
@@ -43,13 +42,14 @@ class TopSignal:
         top = F.log_softmax(logits_PV, dim=-1).topk(min(k, logits_PV.shape[-1]), dim=-1)
         return cls(top.indices, top.values)
 
-    def forward_kl(self, logits_PV: Tensor) -> Tensor:
+    def forward_kl(self, student_PV: Tensor) -> Tensor:
         """(P,) KL(teacher ‖ student) over the k tokens and one bucket for the rest, nats.
 
+        `student_PV` are the student's log-probabilities of every token.
         Merging tokens into a bucket never increases a divergence (data processing inequality), so
         this is a lower bound of the dense one, and equal to it when k is the vocabulary.
         """
-        student_PK = F.log_softmax(logits_PV, dim=-1).gather(-1, self.ids_PK)
+        student_PK = student_PV.gather(-1, self.ids_PK)
         teacher_PK = self.log_probs_PK
         listed_P = (teacher_PK.exp() * (teacher_PK - student_PK)).sum(-1)
         rest_teacher_P = (1 - teacher_PK.exp().sum(-1)).clamp_min(0)

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from pruning.distill.signals import DenseSignal, Signal, TopSignal
 from pruning.errors import RunError
 from pruning.training.batches import Batch, batches_in_order
+from pruning.training.logits import target_logits
 from pruning.training.windows import Window
 from recommender.storage import write_file
 
@@ -47,10 +48,7 @@ class LiveTeacher:
     @torch.no_grad()
     def signal(self, batch: Batch) -> DenseSignal:
         self._teacher.to(batch.labels_P.device)  # where the student trains
-        logits_BTV = self._teacher(
-            input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
-        ).logits
-        return DenseSignal(torch.log_softmax(batch.read(logits_BTV), dim=-1))
+        return DenseSignal(torch.log_softmax(target_logits(self._teacher, batch), dim=-1))
 
 
 class CachedTeacher:
@@ -110,10 +108,7 @@ def _signals_of(teacher: PreTrainedModel, windows: Sequence[Window], k: int) -> 
     live = [TopSignal(torch.empty(0, k), torch.empty(0, k))] * len(windows)
     for on_cpu in batches_in_order(windows, _TOKENS_PER_BATCH):
         batch = on_cpu.to(teacher.device)
-        logits_BTV = teacher(
-            input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
-        ).logits
-        top = TopSignal.of(batch.read(logits_BTV), k)
+        top = TopSignal.of(target_logits(teacher, batch), k)
         stops = np.cumsum([windows[index].target_tokens for index in batch.windows]).tolist()
         for index, stop in zip(batch.windows, stops, strict=True):
             rows = slice(stop - windows[index].target_tokens, stop)

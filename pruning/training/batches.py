@@ -54,9 +54,9 @@ class Batch:
         mask_BT[self.row_P, self.column_P + 1] = True
         return mask_BT
 
-    def read(self, logits_BTV: Tensor) -> Tensor:
-        """(P, V): the logits that predict the targets."""
-        return logits_BTV[self.row_P, self.column_P]
+    def read(self, states_BTX: Tensor) -> Tensor:
+        """(P, X): what a (B, T, X) tensor, hidden states or logits, has where the targets are predicted."""
+        return states_BTX[self.row_P, self.column_P]
 
 
 def collate(windows: Sequence[Window], indices: Sequence[int]) -> Batch:

@@ -34,6 +34,7 @@ from pruning.models import quiet_transformers
 from pruning.progress import Reporter
 from pruning.training.batches import Batch, TokenBudgetSampler, WindowIndices, collate
 from pruning.training.callbacks import Report, StopWhenStale, is_stale
+from pruning.training.logits import target_logits
 from pruning.training.objective import Objective
 from pruning.training.windows import Window
 from recommender.storage import write_file
@@ -186,10 +187,8 @@ class _WindowTrainer(Trainer):
         batch: Batch = inputs["batch"].to(self.args.device)
         # Not the Trainer's own switch: it leaves the model's forward wrapped for whoever uses it next.
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
-            logits_BTV = model(
-                input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
-            ).logits
-        loss = self._objective(batch.read(logits_BTV).float(), batch)
+            logits_PV = target_logits(model, batch)
+        loss = self._objective(logits_PV.float(), batch)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}; lower the learning rate"
