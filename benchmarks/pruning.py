@@ -120,9 +120,15 @@ def restoration(subjects: Subjects, recipe: Recipe, steps: int) -> list[Record]:
     shapes = shapes_of(recipe, read_teacher(subjects.trimmed))
     stages: list[Record] = []
     for number, (stage, shape) in enumerate(zip(recipe.stages, shapes[1:], strict=True), start=1):
-        work = {"recipe": recipe, "stage": number, "steps": steps + 1}
-        mine = partial(ours.restore, subject=subjects.trimmed, **work)
-        looped = partial(plain.restore, subject=whole, batch=subjects.windows_per_batch, **work)
+        mine = partial(ours.restore, subject=subjects.trimmed, recipe=recipe, stage=number, steps=steps + 1)
+        looped = partial(
+            plain.restore,
+            subject=whole,
+            batch=subjects.windows_per_batch,
+            recipe=recipe,
+            stage=number,
+            steps=steps + 1,
+        )
         contenders = compared(
             {
                 "ours, bfloat16": partial(mine, precision="bfloat16"),

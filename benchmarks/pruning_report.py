@@ -54,7 +54,8 @@ def _recipe(name: str, record: Record, goal: float) -> str:
     calibrated, whole = record["calibration"], record["whole"]
     stages = "\n\n".join(
         f"Restoration after `{stage['stage']}` ({stage['nonembedding_parameters']:,} non-embedding "
-        f"parameters, {stage['epochs']} epochs, packaged as {stage['precision']}):\n\n{_steps(stage['contenders'])}"
+        f"parameters, {stage['epochs']} epochs, packaged as {stage['precision']}):\n\n"
+        f"{_steps(stage['contenders'])}"
         for stage in record["restoration"]
     )
     scores = table(
