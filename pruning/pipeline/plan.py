@@ -213,7 +213,12 @@ def _on_the_way(teacher: Shape, shape: Shape, final: Shape, stage: Stage, ends: 
         shape = shape.resized(num_attention_heads=query, num_key_value_heads=key_value)
     if "hidden" in keep:
         width = _rounded_width(shape, teacher.hidden_size * keep["hidden"], shape.num_attention_heads)
-        shape = shape.resized(hidden_size=max(width, final.hidden_size))
+        if (
+            width < final.hidden_size
+        ):  # the least that the heads on the way divide and the final width fits in
+            step = 1 if shape.model_type == "qwen3" else shape.num_attention_heads
+            width = step * math.ceil(final.hidden_size / step)
+        shape = shape.resized(hidden_size=width)
     if "mlp" in keep:
         neurons = _rounded(teacher.intermediate_size * keep["mlp"], teacher.intermediate_size)
         shape = shape.resized(intermediate_size=max(neurons, final.intermediate_size))
@@ -228,7 +233,8 @@ def _heads_on_the_way(shape: Shape, final: Shape, wanted: float, *, width_stays:
 
     def distance(heads: tuple[int, int]) -> tuple[bool, float, float, int]:
         query, key_value = heads
-        misfit = width_stays and shape.model_type != "qwen3" and shape.hidden_size % query > 0
+        widest = shape.hidden_size if shape.model_type == "qwen3" else shape.hidden_size // query * query
+        misfit = widest < (shape.hidden_size if width_stays else final.hidden_size)
         groups = abs(math.log(query / key_value / shape.query_heads_per_group))
         return misfit, abs(math.log(query / wanted)), groups, key_value
 

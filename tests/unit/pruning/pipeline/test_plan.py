@@ -138,6 +138,14 @@ def test_a_size_that_no_stage_cuts_is_refused() -> None:
         plan_shapes(TEACHERS["smollm2"], recipe({"mlp": 0.5}), Target(sizes={"hidden_size": 288}))
 
 
+def test_a_width_on_the_way_fits_its_heads_and_the_final_width() -> None:
+    # 5 heads on the way round .3281 of 896 to 280, which is below the final 288, and do not divide that.
+    teacher = TEACHERS["qwen2-0.5b as llama"]
+    gradual = recipe({"heads": 0.3281, "hidden": 0.3281}, {"heads": 0.3, "hidden": 0.32})
+    shapes = plan_shapes(teacher, gradual, Target())
+    assert [(s.num_attention_heads, s.hidden_size) for s in shapes] == [(5, 290), (4, 288)]
+
+
 @pytest.mark.parametrize("teacher", TEACHERS.values(), ids=TEACHERS)
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(shares=st.lists(st.floats(0.05, 1), min_size=2, max_size=4).map(lambda s: sorted(s, reverse=True)))
