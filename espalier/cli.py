@@ -6,6 +6,7 @@ traceback; one that we do not know keeps its traceback, since it is our bug.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -48,6 +49,19 @@ def main() -> None:
     """Runs the command line."""
     try:
         app()
-    except EspalierError as error:
+    except Exception as error:
+        if _another_process_has_told():
+            sys.exit(1)
+        if not isinstance(error, EspalierError):
+            raise
         typer.echo(f"espalier: {error}", err=True)
         sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+def _another_process_has_told() -> bool:
+    """Whether this is one of several processes of a training, and not the first of them to fail."""
+    if "WORLD_SIZE" not in os.environ:
+        return False
+    from pruning.processes import first_to_fail  # torch comes with it, which takes seconds
+
+    return not first_to_fail()

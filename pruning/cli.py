@@ -84,11 +84,19 @@ def train(
         str | None,
         typer.Option(help="float32 or bfloat16; default float32 from scratch, bfloat16 otherwise."),
     ] = None,
+    lora_rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train adapters of this rank, merged at the end, instead of all weights."),
+    ] = None,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory for more time; the same result.")
+    ] = False,
     validation_rows: Annotated[int, typer.Option(min=1, help="Rows ranked at a validation.")] = 1000,
     seed: Annotated[int, typer.Option()] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a base, or a small model from scratch, to generate the next title."""
+    from pruning import processes
     from pruning.progress import console_reporter
     from pruning.tables import metrics_table
     from pruning.teacher.scratch import ScratchConfig
@@ -98,6 +106,10 @@ def train(
     scratch = base == "scratch"
     if shape and not scratch:
         raise InputError("--shape goes with --base scratch only; a pretrained base has its shape")
+    if lora_rank is not None and scratch:
+        raise InputError(
+            "--lora-rank goes with a pretrained --base only; drawn weights must all be trained"
+        )
     training = _checked(
         TrainingConfig,
         epochs=epochs,
@@ -107,6 +119,7 @@ def train(
         tokens_per_batch=tokens_per_batch,
         patience=patience,
         precision=precision or ("float32" if scratch else "bfloat16"),
+        gradient_checkpointing=gradient_checkpointing,
         best_by="hr10",
         seed=seed,
     )
@@ -114,10 +127,11 @@ def train(
         base=None if scratch else Path(base),
         scratch=_checked(ScratchConfig, **_sizes(shape) | {"seed": seed}),
         training=training,
+        lora_rank=lora_rank,
         label_smoothing=label_smoothing,
         validation_rows=validation_rows,
     )
-    with console_reporter() as reporter:
+    with processes.joined(), console_reporter(quiet=not processes.is_main()) as reporter:
         record = train_teacher(dataset, out, config, reporter)
         if not record.beats_popularity:
             reporter.say(
@@ -125,6 +139,8 @@ def train(
                 f"(NDCG@10 {record.quality.ndcg10:.4f} against {record.popularity.ndcg10:.4f}); "
                 "nothing pruned from it is worth serving. Train longer, or on more data."
             )
+        if not processes.is_main():
+            return
     kept = {"teacher": (record.quality, None, None), "popularity": (record.popularity, None, None)}
     _show(record, [metrics_table(kept, "valid (sampled)")], as_json)
 
@@ -150,6 +166,7 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Prune a teacher in stages, restoring it by distillation after each."""
+    from pruning import processes
     from pruning.pipeline.plan import Target
     from pruning.pipeline.recipe import load_recipe
     from pruning.pipeline.run import PruneConfig, prune
@@ -162,8 +179,10 @@ def prune(
     config = PruneConfig(
         recipe=load_recipe(recipe), target=target, seed=seed, validation_rows=validation_rows
     )
-    with console_reporter() as reporter:
+    with processes.joined(), console_reporter(quiet=not processes.is_main()) as reporter:
         report = prune(dataset, teacher, out, config, reporter)
+        if not processes.is_main():
+            return
     _show(report, [stage_table(report), test_table(report)], as_json)
 
 

@@ -7,7 +7,9 @@ EspalierError
 │   ├── RecipeError       a recipe or target that is not a legal shape for this teacher
 │   └── RunError          a run folder that belongs to other inputs, or to another command
 ├── DownloadError         public data that the package client could not fetch
-└── TrainingError         a training that cannot go on (no finite loss, say)
+├── MissingPackageError   an optional package that the command needs
+├── TrainingError         a training that cannot go on (no finite loss, say)
+└── ProcessError          one of several processes ended, so the others cannot go on
 """
 
 from recommender.errors import EspalierError, InputError
@@ -33,5 +35,13 @@ class DownloadError(EspalierError):
     """Public data that the package client could not fetch."""
 
 
+class MissingPackageError(EspalierError):
+    """An optional package that the command needs."""
+
+
 class TrainingError(EspalierError):
     """A training that cannot go on."""
+
+
+class ProcessError(EspalierError):
+    """One of several processes ended, so the others cannot go on."""

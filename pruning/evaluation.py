@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 
 from pruning.training.batches import batches_in_order
 from pruning.training.logits import target_logits
+from pruning.training.lora import Trainable, merged_tensors, without_adapters
 from pruning.training.windows import UserPacker, Window
 from recommender.catalogue import Catalogue
 from recommender.dataset import Dataset, Rows
@@ -22,14 +22,11 @@ from recommender.search.frontier import Query
 from recommender.search.transformer import LeanTransformer
 from recommender.trie import TitleTrie
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 Progress = Callable[[int, int], None]
 """Told how many of how many rows are done."""
 
 
-def loss_per_title(model: PreTrainedModel, windows: Sequence[Window], tokens: int = 4096) -> float:
+def loss_per_title(model: Trainable, windows: Sequence[Window], tokens: int = 4096) -> float:
     """Negative log-likelihood of the windows' target titles, nats per title."""
     nats, titles = 0.0, 0
     with torch.inference_mode():
@@ -41,10 +38,11 @@ def loss_per_title(model: PreTrainedModel, windows: Sequence[Window], tokens: in
     return nats / max(1, titles)
 
 
-def lean_transformer(model: PreTrainedModel) -> LeanTransformer:
+def lean_transformer(model: Trainable) -> LeanTransformer:
     """The searchable form of a Hugging Face model, with its weights as they are now, on the CPU."""
-    config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
-    tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    plain = without_adapters(model)
+    config = {**plain.config.to_dict(), "architectures": [type(plain).__name__]}
+    tensors = {name: tensor.cpu() for name, tensor in merged_tensors(model).items()}
     return LeanTransformer(Architecture.from_config(config), tensors, torch.float32)
 
 
@@ -107,12 +105,12 @@ class ModelValidation:
         """Whose the sampled rows are."""
         return self._task.rows.user_ids
 
-    def measure(self, model: PreTrainedModel) -> tuple[float, RankArray]:
+    def measure(self, model: Trainable) -> tuple[float, RankArray]:
         """Nats per title over all windows, and the ranks (R,) of the sampled rows."""
         ranks_R = self._task.ranks(lean_transformer(model))
         return loss_per_title(model, self.windows), ranks_R
 
-    def __call__(self, model: PreTrainedModel) -> dict[str, float]:
+    def __call__(self, model: Trainable) -> dict[str, float]:
         """`loss` in nats per title, `hr10` and `ndcg10` of the sampled rows."""
         loss, ranks_R = self.measure(model)
         return {

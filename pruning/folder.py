@@ -33,17 +33,21 @@ def claim(folder: Path, file: str, settings: BaseModel) -> None:
         stored = json.loads(record.read_bytes())
     except ValueError as error:
         raise RunError(f"{record}: damaged ({error}); remove the folder and run again") from error
-    if stored != wanted:
-        name, was, now = _first_difference(stored, wanted)
+    difference = _first_difference(stored, wanted)
+    if difference:
+        name, was, now = difference
         raise RunError(
             f"{folder} was begun with {name} = {was!r}, and now it is {now!r}; "
             "repeat the first command, or choose another folder"
         )
 
 
-def _first_difference(was: Any, now: Any, name: str = "") -> tuple[str, Any, Any]:
+def _first_difference(was: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """None where all is the same; a setting that an older version did not have counts as None."""
     if isinstance(was, dict) and isinstance(now, dict):
         for key in sorted(was.keys() | now.keys()):
-            if was.get(key) != now.get(key):
-                return _first_difference(was.get(key), now.get(key), f"{name}.{key}".lstrip("."))
-    return name, was, now
+            found = _first_difference(was.get(key), now.get(key), f"{name}.{key}".lstrip("."))
+            if found:
+                return found
+        return None
+    return None if was == now else (name, was, now)

@@ -71,10 +71,10 @@ class ConsoleReporter:
 
 
 @contextmanager
-def console_reporter() -> Iterator[ConsoleReporter]:
-    """A reporter on standard error, live if that is a terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+def console_reporter(quiet: bool = False) -> Iterator[ConsoleReporter]:
+    """A reporter on standard error, live if that is a terminal; `quiet`: one that says nothing."""
+    console = Console(stderr=True, quiet=quiet)
+    if quiet or not console.is_terminal:
         yield ConsoleReporter(console, None)
         return
     columns = (

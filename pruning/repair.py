@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruning import processes
 from pruning.importance.calibration import CalibrationBatch
 from pruning.importance.forward import Stream, enter, measuring, run_layer
 from pruning.importance.scores import Progress
@@ -57,10 +58,11 @@ def repair(
         progress: told of every layer.
     """
     kept = cut.layers.layers if cut.layers else tuple(range(before.config.num_hidden_layers))
+    mine = processes.share(calibration)
     channels = torch.tensor(cut.hidden.channels) if cut.hidden else slice(None)
     with measuring(before) as whole, measuring(after) as small:
-        goals = _goals(before, whole, kept, channels, calibration)
-        streams = [enter(after, small, batch) for batch in calibration]
+        goals = _goals(before, whole, kept, channels, mine)
+        streams = [enter(after, small, batch) for batch in mine]
         for position, (layer, goal) in enumerate(zip(small.layers, goals, strict=True)):
             _refit(layer, layer.attention_output, streams, goal.middle, ridge)
             _refit(layer, layer.down, streams, goal.end, ridge)
@@ -125,6 +127,7 @@ def _refit(
         x_SI = read[0][stream.real_RT].double()
         gram_II += x_SI.T @ x_SI
         cross_IC += x_SI.T @ (goal_SC - reached_SC).double()
+    gram_II, cross_IC = processes.total(gram_II), processes.total(cross_IC)
     weight.add_(ridge_fit(gram_II, cross_IC, ridge).T.to(weight.dtype))
 
 

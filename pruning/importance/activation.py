@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pruning import processes
 from pruning.importance.calibration import CalibrationBatch, count_predictions
 from pruning.importance.forward import enter, measuring, run_layer
 from pruning.importance.scores import Axis, Progress, Scores
@@ -41,6 +42,11 @@ class _Sums:
             (layers,),
         )
         return cls(*(torch.zeros(size, dtype=torch.float64, device=device) for size in sizes))
+
+    def total(self) -> _Sums:
+        """The sums of all processes."""
+        sums = (self.heads_LH, self.hidden_C, self.mlp_LF, self.influence_L)
+        return _Sums(*(processes.total(sum_) for sum_ in sums))
 
 
 class ActivationImportance:
@@ -81,12 +87,13 @@ class ActivationImportance:
         count_predictions(calibration)
         shape = Shape.of(model.config)
         sums = _Sums.zero(shape, model.device)
-        tokens = 0
+        tokens = sum(int(batch.attention_mask_BT.sum()) for batch in calibration)
+        mine = processes.share(calibration)
         with measuring(model) as decoder:
-            for index, batch in enumerate(calibration):
+            for index, batch in enumerate(mine):
                 _add_batch(sums, model, decoder, batch, shape.head_dim)
-                tokens += int(batch.attention_mask_BT.sum())
-                progress(index + 1, len(calibration))
+                progress(index + 1, len(mine))
+        sums = sums.total()
         influence_L = (sums.influence_L / tokens).cpu()
         found = {
             "heads": Scores(self.name, "heads", (sums.heads_LH / tokens).cpu()),

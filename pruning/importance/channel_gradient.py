@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pruning import processes
 from pruning.importance.calibration import CalibrationBatch, count_predictions
 from pruning.importance.forward import (
     enter,
@@ -39,10 +40,11 @@ def score_channels(
         RecipeError: nothing is to predict.
     """
     count_predictions(calibration)
+    mine = processes.share(calibration)
     with measuring(model) as decoder:
         weight_VC = decoder.head.get_parameter("weight")
         squares_C = torch.zeros(weight_VC.shape[1], dtype=torch.float64, device=weight_VC.device)
-        for index, batch in enumerate(calibration):
+        for index, batch in enumerate(mine):
             stream = enter(model, decoder, batch)
             hidden_BTC = run_layers(decoder.layers, stream.hidden_RTC, stream)
             states_NC = predicting_states(decoder, hidden_BTC, stream)
@@ -51,5 +53,5 @@ def score_channels(
                 expected_NC = probabilities_NV.to(weight_VC.dtype) @ weight_VC
                 gradient_NC = weight_VC[stream.labels_N[span]] - expected_NC
                 squares_C += (gradient_NC * states_NC[span]).double().square().sum(dim=0)
-            progress(index + 1, len(calibration))
-    return squares_C.sqrt().cpu()
+            progress(index + 1, len(mine))
+    return processes.total(squares_C).sqrt().cpu()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pruning import processes
 from pruning.importance.calibration import CalibrationBatch, count_predictions
 from pruning.importance.forward import (
     Stream,
@@ -43,21 +44,23 @@ def search_layers(
         RecipeError: nothing is to predict.
     """
     predictions = count_predictions(calibration)
+    mine = processes.share(calibration)
     order: list[int] = []
     losses: list[float] = []
     with measuring(model) as decoder:
         alive = list(range(len(decoder.layers)))
         steps = len(alive) - 1
-        intact = 0.0
-        for batch in calibration:
+        intact = torch.zeros((), dtype=torch.float64)
+        for batch in mine:
             stream = enter(model, decoder, batch)
             hidden_BTC = run_layers(decoder.layers, stream.hidden_RTC, stream)
             intact += _summed_loss(decoder, hidden_BTC, stream)
-        losses.append(intact / predictions)
+        losses.append(float(processes.total(intact)) / predictions)
         while len(alive) > 1:
             sums = torch.zeros(len(alive), dtype=torch.float64)
-            for batch in calibration:
+            for batch in mine:
                 sums += _losses_without_each(decoder, alive, enter(model, decoder, batch))
+            sums = processes.total(sums)
             place = int(sums.argmin())
             order.append(alive.pop(place))
             losses.append(float(sums[place]) / predictions)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pruning import processes
 from pruning.importance.calibration import CalibrationBatch, count_predictions
 from pruning.importance.forward import (
     Stream,
@@ -63,7 +64,7 @@ def score_heads(
     predictions = count_predictions(calibration)
     scores: list[Tensor] = []
     with measuring(model) as decoder:
-        streams = [enter(model, decoder, batch) for batch in calibration]
+        streams = [enter(model, decoder, batch) for batch in processes.share(calibration)]
         before = [stream.hidden_RTC for stream in streams]
         intact = [
             predicting_states(decoder, run_layers(decoder.layers, hidden, stream), stream)
@@ -73,7 +74,7 @@ def score_heads(
             harm_H = torch.zeros(shape.num_attention_heads, dtype=torch.float64)
             for hidden_BTC, stream, intact_NC in zip(before, streams, intact, strict=True):
                 harm_H += _summed_divergence(decoder, index, hidden_BTC, stream, intact_NC, shape)
-            scaled_H = min_max(harm_H / predictions)
+            scaled_H = min_max(processes.total(harm_H) / predictions)
             scores.append(
                 PREVIOUS_WEIGHT * scores[-1] + (1 - PREVIOUS_WEIGHT) * scaled_H if scores else scaled_H
             )

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
+from pruning import processes
 from pruning.importance.calibration import CalibrationBatch, count_predictions
 from pruning.importance.forward import Stream, enter, measuring, run_layers
 from pruning.importance.scores import Progress
@@ -41,18 +42,19 @@ def score_neurons(
         RecipeError: nothing is to predict.
     """
     predictions = count_predictions(calibration)
+    mine = processes.share(calibration)
     sizes = (model.config.num_hidden_layers, model.config.intermediate_size)
     counts_LF = torch.zeros(sizes, dtype=torch.float64, device=model.device)
     with measuring(model) as decoder:
-        for index, batch in enumerate(calibration):
+        for index, batch in enumerate(mine):
             stream = enter(model, decoder, batch)
             with ExitStack() as hooks:
                 for counts_F, layer in zip(counts_LF, decoder.layers, strict=True):
                     hook = _counting(counts_F, stream, kept)
                     hooks.callback(layer.up.register_forward_hook(hook).remove)
                 run_layers(decoder.layers, stream.hidden_RTC, stream)
-            progress(index + 1, len(calibration))
-    return (counts_LF / predictions).cpu()
+            progress(index + 1, len(mine))
+    return (processes.total(counts_LF) / predictions).cpu()
 
 
 def _counting(

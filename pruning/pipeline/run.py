@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel
 
+from pruning import processes
 from pruning.checkpoint import Checkpoint, load_checkpoint
 from pruning.evaluation import ModelValidation, RankingTask
 from pruning.folder import claim
@@ -88,7 +89,7 @@ def prune(
         seed=config.seed,
         validation_rows=config.validation_rows,
     )
-    claim(out, SETTINGS_FILE, settings)
+    processes.once(lambda: claim(out, SETTINGS_FILE, settings))
     plan = RunPlan(
         dataset=dataset.card.name,
         base=record.base.name,
@@ -98,16 +99,16 @@ def prune(
         whole_shape=Shape.of(whole.config),
         shapes=shapes,
     )
-    write_record(out, plan, RunSources.seen_from(out, dataset_path, teacher_path))
+    sources = RunSources.seen_from(out, dataset_path, teacher_path)
+    processes.once(lambda: write_record(out, plan, sources))
     planned = plan.stages(settings)
-    report = _finished(out, config.recipe.name, planned)
+    report = processes.once(lambda: _finished(out, config.recipe.name, planned))
     if report is not None:
         reporter.say(f"{out}: pruned already")
         return report
     reporter.say(_plan_line(teacher_shape, shapes[-1]))
 
-    (out / REPORT_FILE).unlink(missing_ok=True)  # the folder is under work again
-    _keep_for_export(dataset, out, config.seed)
+    processes.once(lambda: _begin(dataset, out, config.seed))
     bench = _prepare(dataset, teacher, out, config, reporter)
     reporter.say("measuring the teacher on the validation split")
     teacher_figures = kept(out / FIGURES_FILE, Figures, lambda: bench.figures(teacher.model))
@@ -128,9 +129,10 @@ def prune(
         teacher_bytes=(model_folder / "model.safetensors").stat().st_size,
         teacher=teacher_figures,
         stages=tuple(results),
-        test=_test(bench, dataset, student, planned[-1].key),
+        test=processes.once(lambda: _test(bench, dataset, student, planned[-1].key)),
     )
-    write_file(out / REPORT_FILE, report.model_dump_json(indent=2) + "\n")
+    text = report.model_dump_json(indent=2) + "\n"
+    processes.once(lambda: write_file(out / REPORT_FILE, text))
     return report
 
 
@@ -144,7 +146,9 @@ def _finished(out: Path, recipe: str, planned: Sequence[PlannedStage]) -> RunRep
     return report if report.recipe == recipe and keys == [stage.key for stage in planned] else None
 
 
-def _keep_for_export(dataset: Dataset, out: Path, seed: int) -> None:
+def _begin(dataset: Dataset, out: Path, seed: int) -> None:
+    """Puts the folder under work again, with what an export needs of the data set."""
+    (out / REPORT_FILE).unlink(missing_ok=True)
     catalogue = dataset.catalogue
     if not (out / CATALOGUE_FILE).exists():
         partial = out / f".{CATALOGUE_FILE}.partial"

@@ -18,12 +18,14 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from transformers import PreTrainedModel
 
+from pruning import processes
 from pruning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pruning.distill.objective import CachedSignal, Distillation
 from pruning.distill.sources import CachedTeacher, LiveTeacher, SignalSource, cache_signals
@@ -70,7 +72,7 @@ class Bench:
     reporter: Reporter
 
     def figures(self, model: PreTrainedModel) -> Figures:
-        loss, ranks_R = self.validation.measure(model)
+        loss, ranks_R = processes.once(lambda: self.validation.measure(model))
         bootstrap = UserBootstrap(self.validation.user_ids)
         hr10, ndcg10 = bootstrap.mean(hits(ranks_R, 10)), bootstrap.mean(gains(ranks_R, 10))
         return Figures(
@@ -134,7 +136,7 @@ def run_stage(bench: Bench, planned: PlannedStage, student: CausalModel) -> tupl
     stage, shape, title = planned.stage, planned.shape, planned.title
     folder = planned.folder(bench.folder)
     result_file = folder / RESULT_FILE
-    if result_file.exists():
+    if processes.once(result_file.exists):
         bench.reporter.say(f"{title}: done already")
         restored = load_checkpoint(folder / STUDENT_FOLDER)
         return read_record(result_file, StageResult), restored.model
@@ -154,9 +156,7 @@ def run_stage(bench: Bench, planned: PlannedStage, student: CausalModel) -> tupl
     )
     fitted = _restore(bench, stage, student, folder)
     student_folder = folder / STUDENT_FOLDER
-    if not student_folder.exists():
-        with new_directory(student_folder) as partial:
-            save_checkpoint(partial, student, bench.teacher.tokenizer, bench.teacher.template)
+    processes.once(lambda: _keep_student(bench, student, student_folder))
     result = StageResult(
         name=stage.name,
         key=planned.key,
@@ -167,8 +167,14 @@ def run_stage(bench: Bench, planned: PlannedStage, student: CausalModel) -> tupl
         after_restoration=bench.figures(student),
         restoration_steps=fitted.steps,
     )
-    write_file(result_file, result.model_dump_json(indent=2) + "\n")
+    _write_record(result_file, result)
     return result, student
+
+
+def _keep_student(bench: Bench, student: CausalModel, folder: Path) -> None:
+    if not folder.exists():
+        with new_directory(folder) as unfinished:
+            save_checkpoint(unfinished, student, bench.teacher.tokenizer, bench.teacher.template)
 
 
 def _cut_student(bench: Bench, stage: Stage, before: CausalModel, cut: Cut) -> CausalModel:
@@ -194,12 +200,12 @@ def _scores(bench: Bench, planned: PlannedStage, student: CausalModel) -> dict[A
     stage, target = planned.stage, planned.shape
     method = _method(stage.importance, bench.seed)
     files = planned.score_files(bench.folder, bench.seed)
-    missing = [axis for axis, file in files.items() if not file.exists()]
+    missing = processes.once(lambda: [axis for axis, file in files.items() if not file.exists()])
     if missing:
         counter = bench.reporter.counter(f"scoring {', '.join(sorted(missing))}")
         scored = method.score(student, bench.calibration, missing, target, counter)
         for axis, scores in scored.items():
-            save_scores(scores, files[axis])
+            processes.once(partial(save_scores, scores, files[axis]))
     return {axis: load_scores(file) for axis, file in files.items()}
 
 
@@ -231,11 +237,16 @@ def _signal_source(bench: Bench, stage: Stage) -> SignalSource:
 
 def kept(file: Path, kind: type[_RecordT], make: Callable[[], _RecordT]) -> _RecordT:
     """The record that stands in `file`, or the one that `make` gives, which then stands there."""
-    if file.exists():
+    if processes.once(file.exists):
         return read_record(file, kind)
     record = make()
-    write_file(file, record.model_dump_json(indent=2) + "\n")
+    _write_record(file, record)
     return record
+
+
+def _write_record(file: Path, record: BaseModel) -> None:
+    text = record.model_dump_json(indent=2) + "\n"
+    processes.once(lambda: write_file(file, text))
 
 
 def read_record(file: Path, kind: type[_RecordT]) -> _RecordT:

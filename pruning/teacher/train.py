@@ -8,22 +8,26 @@ TEACHER/teacher.json      `TeacherRecord`, written last: the training is done
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from pruning import processes
 from pruning.checkpoint import save_checkpoint
 from pruning.evaluation import ModelValidation, RankingTask, lean_transformer
 from pruning.folder import claim
 from pruning.progress import Reporter
+from pruning.surgery.adapter import CausalModel
 from pruning.surgery.shape import Shape
 from pruning.teacher.base import Base, load_base
 from pruning.teacher.folder import MODEL_FOLDER, RECORD_FILE, TeacherRecord, read_record
 from pruning.teacher.scratch import ScratchConfig, base_from_scratch
 from pruning.teacher.vocabulary import trim_vocabulary
 from pruning.training.loop import FitResult, TrainingConfig, fit
+from pruning.training.lora import Trainable, merged, with_adapters
 from pruning.training.objective import NextToken
 from pruning.training.windows import UserPacker
 from recommender.dataset import Dataset
@@ -39,6 +43,7 @@ class TeacherConfig(BaseModel):
 
     Attributes:
         base: None: from scratch, in the shape of `scratch`.
+        lora_rank: train adapters of this rank instead of all weights (`pruning.training.lora`).
         validation_rows: so many rows of the validation split are ranked at each validation.
     """
 
@@ -47,6 +52,7 @@ class TeacherConfig(BaseModel):
     base: Path | None = None
     scratch: ScratchConfig = ScratchConfig()
     training: TrainingConfig
+    lora_rank: Annotated[int, Field(ge=1)] | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     prompt: PromptTemplate = PromptTemplate()
     validation_rows: Annotated[int, Field(ge=1)] = 1000
@@ -65,28 +71,33 @@ def train_teacher(
     Raises:
         InputError: a data set or base that cannot be used, or a folder that holds other work.
         TrainingError: the loss is not finite.
+        MissingPackageError: `lora_rank` is set and peft is not installed.
     """
     dataset = Dataset(dataset_path)
     settings = _Settings(dataset_sha256=dataset.digest, config=config)
     record_file = out / RECORD_FILE
-    if record_file.exists():
+    if processes.once(record_file.exists):
         claim(out, _SETTINGS_FILE, settings)
         reporter.say(f"{out}: trained already")
         return read_record(record_file)
 
     # Before the folder is claimed: a mistyped base must not stand in the settings for ever.
     base = _prepared_base(dataset, config)
-    claim(out, _SETTINGS_FILE, settings)
+    model = _trainable(base.model, config)
+    processes.once(lambda: claim(out, _SETTINGS_FILE, settings))
     shape = Shape.of(base.model.config)
     reporter.say(
         f"base {base.lineage.name}: {base.lineage.architecture}, "
         f"{shape.nonembedding_parameters:,} non-embedding parameters, {shape.vocab_size:,} tokens"
     )
+    if config.lora_rank is not None:
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        reporter.say(f"training {trained:,} parameters of adapters of rank {config.lora_rank}")
     encoder = PromptEncoder(config.prompt, base.tokenizer)
     windows = UserPacker(encoder, dataset.catalogue.titles).training(dataset)
     validation = ModelValidation(dataset, encoder, config.validation_rows, config.training.seed)
     result = fit(
-        base.model,
+        model,
         windows,
         NextToken(config.label_smoothing),
         validation,
@@ -94,14 +105,15 @@ def train_teacher(
         out / "training",
         reporter,
     )
+    base = replace(base, model=merged(model))
     base.model.eval()  # type: ignore[no-untyped-call]
-    model_folder = out / MODEL_FOLDER
-    if not model_folder.exists():
-        with new_directory(model_folder) as folder:
-            save_checkpoint(folder, base.model, base.tokenizer, config.prompt)
-    record = _record(dataset, base, encoder, config, result, sha256_of(model_folder / "model.safetensors"))
-    write_file(record_file, record.model_dump_json(indent=2) + "\n")
-    return record
+    return processes.once(lambda: _finish(dataset, base, encoder, config, result, out))
+
+
+def _trainable(model: CausalModel, config: TeacherConfig) -> Trainable:
+    if config.lora_rank is None:
+        return model
+    return with_adapters(model, config.lora_rank, config.training.seed)
 
 
 def _prepared_base(dataset: Dataset, config: TeacherConfig) -> Base:
@@ -114,27 +126,34 @@ def _prepared_base(dataset: Dataset, config: TeacherConfig) -> Base:
     return Base(trimmed.model, trimmed.tokenizer, base.lineage)
 
 
-def _record(
+def _finish(
     dataset: Dataset,
     base: Base,
     encoder: PromptEncoder,
     config: TeacherConfig,
     result: FitResult,
-    digest: str,
+    out: Path,
 ) -> TeacherRecord:
+    """Writes the model, and last the record with its figures."""
+    model_folder = out / MODEL_FOLDER
+    if not model_folder.exists():
+        with new_directory(model_folder) as folder:
+            save_checkpoint(folder, base.model, base.tokenizer, config.prompt)
     rows = dataset.rows("valid").sample(config.validation_rows, config.training.seed)
     task = RankingTask(dataset.catalogue, encoder, rows)
     with torch.inference_mode():
         ranks_R = task.ranks(lean_transformer(base.model))
     popular_R = task.popularity_ranks()
-    return TeacherRecord(
+    record = TeacherRecord(
         dataset=dataset.card.name,
         dataset_sha256=dataset.digest,
         base=base.lineage,
-        model_sha256=digest,
+        model_sha256=sha256_of(model_folder / "model.safetensors"),
         shape=Shape.of(base.model.config),
         fit=result,
         quality=Metrics.of(ranks_R),
         popularity=Metrics.of(popular_R),
         gain_ndcg10=UserBootstrap(rows.user_ids).ratio(gains(ranks_R, 10), gains(popular_R, 10)),
     )
+    write_file(out / RECORD_FILE, record.model_dump_json(indent=2) + "\n")
+    return record

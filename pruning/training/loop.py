@@ -9,6 +9,7 @@ written last and removed first; what lacks it is cleared away before a run goes 
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from accelerate.data_loader import DataLoaderShard
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
 from torch import Tensor
@@ -29,19 +31,21 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
+from pruning import processes
 from pruning.errors import TrainingError
 from pruning.models import quiet_transformers
 from pruning.progress import Reporter
 from pruning.training.batches import Batch, TokenBudgetSampler, WindowIndices, collate
 from pruning.training.callbacks import Report, StopWhenStale, is_stale
 from pruning.training.logits import target_logits
+from pruning.training.lora import Trainable, load_adapters
 from pruning.training.objective import Objective
 from pruning.training.windows import Window
 from recommender.storage import write_file
 
 _MARKER = "whole"
 Precision = Literal["float32", "bfloat16"]
-Validate = Callable[[PreTrainedModel], dict[str, float]]
+Validate = Callable[[Any], dict[str, float]]
 """Measures a model; the result has `loss` (nats per title) and may have `hr10`."""
 
 
@@ -58,6 +62,9 @@ class TrainingConfig(BaseModel):
         max_steps: stop here whatever the epochs say (for a short try).
         precision: what the forward and backward passes multiply in; weights, gradients and the loss
             stay float32.
+        gradient_checkpointing: whether to keep only each layer's input for the backward pass and compute
+            the rest again: less memory, more time, the same result; so it is no part of what a run is
+            bound to.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,6 +81,7 @@ class TrainingConfig(BaseModel):
     best_by: Literal["loss", "hr10"] = "loss"
     max_steps: Annotated[int, Field(ge=1)] | None = None
     precision: Precision = "float32"
+    gradient_checkpointing: Annotated[bool, Field(exclude=True)] = False
     seed: int = 0
 
 
@@ -102,7 +110,7 @@ class FitResult(BaseModel):
 
 
 def fit(
-    model: PreTrainedModel,
+    model: Trainable,
     windows: Sequence[Window],
     objective: Objective,
     validate: Validate,
@@ -134,7 +142,7 @@ def fit(
         callbacks=[StopWhenStale(config.patience), Report(reporter)],
     )
     trainer.remove_callback(PrinterCallback)  # it writes to standard output, which is the user's
-    last = _last_whole_checkpoint(folder)
+    last = processes.once(lambda: _last_whole_checkpoint(folder))
     state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME)) if last else None
     # The Trainer forgets that it had stopped, and would train on.
     if state is None or not (state.global_step >= steps or is_stale(state.log_history, config.patience)):
@@ -174,14 +182,24 @@ class _WindowTrainer(Trainer):
         super().__init__(train_dataset=indices, eval_dataset=indices, **trainer)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        loader: DataLoader[Any] = DataLoader(
-            WindowIndices(self._windows),
-            batch_sampler=self._sampler,
-            # A mapping, since the Trainer looks for labels in it by name; ours are inside the batch.
-            collate_fn=lambda indices: {"batch": collate(self._windows, indices)},
+        # Not `accelerator.prepare`: it would deal whole batches to the processes, not shares of each.
+        loader: DataLoader[Any] = DataLoaderShard(
+            WindowIndices(self._windows), batch_sampler=self._sampler, collate_fn=self._share
         )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        return prepared
+        return loader
+
+    def _share(self, indices: list[int]) -> dict[str, Any]:
+        """What this process takes of a batch, and the weight of its mean loss in the batch's.
+
+        Gradients are averaged over processes, so means over shares of unlike size are weighted: the
+        sum is then the mean over all target tokens of the batch. A mapping, since the Trainer looks
+        for labels in it by name; ours are inside the batch.
+        """
+        mine = processes.share(indices)
+        batch = collate(self._windows, mine or indices[:1])  # a share may be empty; a step may not
+        targets = sum(self._windows[window].target_tokens for window in indices)
+        weight = processes.count() * len(batch.labels_P) / targets if mine else 0.0
+        return {"batch": batch, "weight": weight}
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         batch: Batch = inputs["batch"].to(self.args.device)
@@ -193,12 +211,14 @@ class _WindowTrainer(Trainer):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}; lower the learning rate"
             )
-        return loss
+        weight: float = inputs["weight"]
+        return loss * weight
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        assert isinstance(self.model, PreTrainedModel)
+        assert self.model is not None
         self.model.eval()
-        figures = {f"eval_{name}": value for name, value in self._validate(self.model).items()}
+        found = processes.once(functools.partial(self._validate, self.model))
+        figures = {f"eval_{name}": value for name, value in found.items()}
         if not math.isfinite(figures["eval_loss"]):
             raise TrainingError(
                 f"the validation loss is {figures['eval_loss']} at step {self.state.global_step}; "
@@ -213,6 +233,11 @@ class _WindowTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        processes.wait()  # each has written a part
+        processes.once(self._mark_and_clear)
+
+    def _mark_and_clear(self) -> None:
+        """Marks the new checkpoint as whole, and removes all but it and the best."""
         assert self.args.output_dir is not None  # `_arguments` sets it
         folder = Path(self.args.output_dir)
         write_file(folder / f"checkpoint-{self.state.global_step}" / _MARKER, "")
@@ -230,6 +255,8 @@ def _arguments(config: TrainingConfig, folder: Path, steps: int, interval: int) 
         weight_decay=config.weight_decay,
         adam_beta2=config.adam_beta2,
         max_grad_norm=config.gradient_clip,
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         lr_scheduler_type="cosine",
         warmup_steps=round(config.warmup * steps),
         eval_strategy="steps",
@@ -243,6 +270,8 @@ def _arguments(config: TrainingConfig, folder: Path, steps: int, interval: int) 
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        use_cpu=not torch.accelerator.is_available(),
+        ddp_find_unused_parameters=False,
         seed=config.seed,
         data_seed=config.seed,
     )
@@ -267,7 +296,10 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
+def _load_weights(model: Trainable, checkpoint: Path) -> None:
+    if not isinstance(model, PreTrainedModel):
+        load_adapters(model, checkpoint)
+        return
     missing, unexpected = model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     assert set(missing) <= tied, missing

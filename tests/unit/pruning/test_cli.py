@@ -53,6 +53,10 @@ def _shape_of_a_base(folder: Path) -> list[str | Path]:
     return ["train", folder, "--out", folder / "t", "--base", folder, "--shape", "hidden_size=8"]
 
 
+def _adapters_from_scratch(folder: Path) -> list[str | Path]:
+    return ["train", folder, "--out", folder / "t", "--lora-rank", "4"]
+
+
 def _bad_shape(folder: Path) -> list[str | Path]:
     return ["train", folder, "--out", folder / "t", "--shape", "hidden_size"]
 
@@ -119,6 +123,7 @@ def _file_for_a_folder(folder: Path) -> list[str | Path]:
         (_bad_source, "yesterday"),
         (_unknown_base, "nothing"),
         (_shape_of_a_base, "--base scratch only"),
+        (_adapters_from_scratch, "pretrained --base only"),
         (_bad_shape, "KEY=NUMBER"),
         (_illegal_shape, "multiple of num_attention_heads"),
         (_no_dataset, "no dataset.json here"),

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from pruning.errors import TrainingError
 from pruning.evaluation import ModelValidation, loss_per_title
 from pruning.teacher.scratch import ScratchConfig, base_from_scratch
+from pruning.training.batches import Batch
 from pruning.training.loop import TrainingConfig, fit
 from pruning.training.objective import NextToken
 from pruning.training.windows import UserPacker, Window
@@ -188,3 +189,22 @@ def test_bfloat16_learns_as_far_and_leaves_float32(work: Work, tmp_path: Path) -
         losses[precision] = loss_per_title(model, work.validation.windows)
     assert losses["bfloat16"] != losses["float32"]
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+
+
+def test_gradient_checkpointing_changes_no_weight_and_binds_no_run(work: Work, tmp_path: Path) -> None:
+    plain = work.model()
+    fit(plain, work.windows, NextToken(), work.validation, config(), tmp_path / "a", Silent())
+    asked = config(gradient_checkpointing=True)
+    assert asked.model_dump() == config().model_dump()  # so one may turn it on and go on
+
+    recomputed: list[bool] = []
+
+    def objective(logits_PV: torch.Tensor, batch: Batch) -> torch.Tensor:
+        recomputed.append(model.is_gradient_checkpointing)
+        return NextToken()(logits_PV, batch)
+
+    model = work.model()
+    fit(model, work.windows, objective, work.validation, asked, tmp_path / "b", Silent())
+    assert all(recomputed)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, plain.state_dict()[name], atol=1e-6, rtol=1e-5)
