@@ -68,7 +68,7 @@ class SearchLimits:
             which ends the search within the depth of the trie but leaves its result unproven.
     """
 
-    width: int = 16
+    width: int = 24
     expansions: int = 384
 
 
