@@ -8,6 +8,7 @@ In a plain run there is one process: it takes everything, and nothing is sent.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -95,6 +96,7 @@ def joined() -> Iterator[None]:
             ) from error
         raise
     wait()
+    gc.collect()  # a model still wrapped for the group aborts the process if it outlives it
     state.destroy_process_group()
 
 

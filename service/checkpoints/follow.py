@@ -105,7 +105,8 @@ class Follower:
     def _start_converging(self) -> None:
         """In a task of its own: loading takes its time, and the fleet wants to hear from us meanwhile."""
         local, now = self._local, asyncio.get_running_loop().time()
-        if local.converged() or local.lock.locked():
+        busy = self._converging is not None and not self._converging.done()
+        if local.converged() or local.lock.locked() or busy:
             return
         new = local.record is not None and local.record.generation != local.failed_generation
         looking = local.record is None and not self._refused  # a look at the folder costs little
@@ -126,10 +127,12 @@ class Follower:
     async def _serve_first(self) -> None:
         local, ref = self._local, None
         try:
+            ref = await self._choose_first()  # not under the lock: a look must not refuse an operator's swap
+            if ref is None:
+                local.models.absence = ""
+                return
             async with local.lock:
-                ref = await self._choose_first()
-                if ref is None:
-                    local.models.absence = ""
+                if local.record is not None:  # an operator chose meanwhile
                     return
                 await local.exchange(ref, _tell_nobody, _commit_nothing)
                 await local.adopt(FleetRecord(generation=1, wanted=ref))

@@ -16,7 +16,10 @@ PAGES = (
 )
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
-_CALL = re.compile(r"^(?:[A-Z_]+=\S+ )*(?:export|espalier|curl|redis-cli|make|pip|python|docker|kill)\b")
+_CALL = re.compile(
+    r"^(?:[A-Z_]+=\S+ )*"
+    r"(?:export|espalier|accelerate|torchrun|curl|redis-cli|make|pip|python|docker|kill)\b"
+)
 
 
 @dataclass(frozen=True)

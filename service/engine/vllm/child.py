@@ -166,18 +166,20 @@ def serve(arguments: Sequence[str], load: Callable[[Artifact, int, int], ServedM
     parser.add_argument("--kv-cache", type=int, required=True)
     given = parser.parse_args(arguments)
     with socket.socket(fileno=given.socket) as connection:
-        threading.Thread(
+        end = threading.Thread(
             target=_end_with_the_service, args=(connection, given.scratch), daemon=True
-        ).start()
+        )
+        end.start()
         try:
             artifact = Artifact.open(given.artifact)
             titles = TitleIndex(artifact.load_catalogue(), artifact.load_encoder(), artifact.load_trie())
             Child(connection, titles, load(artifact, given.context, given.kv_cache)).run()
-        except (BrokenPipeError, ConnectionResetError):  # the service is gone
-            return
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the service is gone
         except Exception as error:
             connection.sendall(last_words(error).line())
             raise
+        end.join()  # a return would end it before it has tidied up
 
 
 def _end_with_the_service(connection: socket.socket, scratch: Path) -> None:

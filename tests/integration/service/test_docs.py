@@ -24,6 +24,7 @@ ELSEWHERE = {
     "make ": "makes environments, or runs all of this again",
     "docker": "needs Docker: tests/e2e/compose.sh types it",
     "pip ": "changes the tests' own environment, or fetches 93 MB (tests/unit/pruning/teacher does)",
+    "accelerate launch --multi_gpu": "needs several GPUs",
     "espalier train data/mine --out teachers/smollm2": "needs the pretrained model: hours",
     "espalier prune data/mine teachers/smollm2": "needs the pretrained model: hours",
     "ESPALIER_VLLM_PYTHON=": "needs vLLM: tests/integration/service/test_vllm.py starts it so",
@@ -36,6 +37,7 @@ SHORTER = {
     "espalier train data/mine": "--shape hidden_size=64 --shape intermediate_size=128 "
     "--shape num_hidden_layers=3 --shape num_attention_heads=4 --max-steps 30 --validation-rows 20",
     "espalier prune data/mine": "--validation-rows 20",
+    "torchrun --standalone --nproc-per-node 2 -m espalier prune data/mine": "--validation-rows 20",
 }
 # What a page of results says was typed on the machine and the data that it names.
 RESULTS = {
