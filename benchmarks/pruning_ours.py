@@ -15,8 +15,8 @@ from torch import Tensor
 
 from benchmarks.pruning_subjects import TOKENS_PER_BATCH, Subject, read_teacher, shapes_of, student_after
 from benchmarks.turns import Turns
-from pruning.distill.objective import CachedSignal, Distillation, DistillationConfig
-from pruning.distill.sources import CachedTeacher, cache_signals
+from pruning.distill.objective import Distillation, DistillationConfig, among_vocabulary
+from pruning.distill.sources import CachedSignal, CachedTeacher, cache_signals
 from pruning.importance.activation import ActivationImportance
 from pruning.importance.paper import PaperImportance
 from pruning.importance.selection import select
@@ -28,11 +28,12 @@ from pruning.surgery.canonical import canonical
 from pruning.surgery.shape import Shape
 from pruning.surgery.slicing import apply_cut
 from pruning.training.batches import Batch
-from pruning.training.loop import Precision, TrainingConfig, fit
+from pruning.training.loop import TrainingConfig, fit
 from pruning.training.objective import NextToken, Objective
+from pruning.training.precision import Precision
 from pruning.training.windows import Window
 
-TOP_K = CachedSignal(kind="cached").top_k
+SIGNAL = CachedSignal(kind="cached")
 
 
 class _Stepwise:
@@ -88,7 +89,7 @@ def cache(turns: Turns, subject: Subject) -> None:
     for _ in range(2):
         with tempfile.TemporaryDirectory() as folder:
             turns.begin()
-            cache_signals(teacher, subject.windows, TOP_K, Path(folder), lambda *_: None)
+            cache_signals(teacher, subject.windows, among_vocabulary, SIGNAL, Path(folder), lambda *_: None)
             turns.end(sum(len(window.target_from) for window in subject.windows))
 
 
@@ -99,8 +100,10 @@ def restore(
     teacher = read_teacher(subject)
     student = student_after(teacher, shapes_of(recipe, teacher)[: stage + 1])
     with tempfile.TemporaryDirectory() as folder:
-        cache_signals(teacher, subject.windows, TOP_K, Path(folder), lambda *_: None)
-        objective = Distillation(DistillationConfig(), CachedTeacher(Path(folder), subject.windows))
+        cache_signals(teacher, subject.windows, among_vocabulary, SIGNAL, Path(folder), lambda *_: None)
+        objective = Distillation(
+            DistillationConfig(), CachedTeacher(Path(folder), subject.windows), among_vocabulary
+        )
         _train(turns, student, subject.windows, objective, precision, steps)
 
 
@@ -126,13 +129,15 @@ def prune_in_steps(turns: Turns, subject: Subject, recipe: Recipe, windows: int,
     shapes = shapes_of(recipe, teacher)
     calibration = calibration_batches(subject.windows, windows, seed=0)
     with tempfile.TemporaryDirectory() as folder:
-        cache_signals(teacher, subject.windows, TOP_K, Path(folder), lambda *_: None)
+        cache_signals(teacher, subject.windows, among_vocabulary, SIGNAL, Path(folder), lambda *_: None)
         student = canonical(teacher)
         for stage, target in zip(recipe.stages, shapes[1:], strict=True):
             shape = Shape.of(student.config)
             scores = _method(stage).score(student, calibration, list(stage.keep), target, lambda *_: None)
             student = apply_cut(student, select(scores, shape, target))
-            objective = Distillation(stage.distillation, CachedTeacher(Path(folder), subject.windows))
+            objective = Distillation(
+                stage.distillation, CachedTeacher(Path(folder), subject.windows), among_vocabulary
+            )
             _train(turns, student, subject.windows, objective, stage.training.precision, steps)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 
-from pruning.training.batches import batches_in_order
+from pruning.training.batches import batches_in_order, collate
+from pruning.training.decisions import Children, at_decisions
 from pruning.training.logits import target_logits
 from pruning.training.lora import Trainable, merged_tensors, without_adapters
 from pruning.training.windows import UserPacker, Window
@@ -26,16 +28,28 @@ Progress = Callable[[int, int], None]
 """Told how many of how many rows are done."""
 
 
-def loss_per_title(model: Trainable, windows: Sequence[Window], tokens: int = 4096) -> float:
-    """Negative log-likelihood of the windows' target titles, nats per title."""
-    nats, titles = 0.0, 0
+def losses_per_title(
+    model: Trainable, windows: Sequence[Window], trie: TitleTrie, tokens: int = 4096
+) -> tuple[float, float]:
+    """Negative log-likelihood of the windows' target titles, nats per title, from one reading.
+
+    Returns:
+        among all strings of tokens, and among the catalogue's titles (what a served score is).
+    """
+    nats, nats_of_catalogue, titles = 0.0, 0.0, 0
+    children, decisions = Children(trie), at_decisions(windows, trie)
     with torch.inference_mode():
         for on_cpu in batches_in_order(windows, tokens):
             batch = on_cpu.to(model.device)
             logits_PV = target_logits(model, batch)
             nats += F.cross_entropy(logits_PV, batch.labels_P, reduction="sum").item()
+            forks = collate(decisions, batch.windows).to(model.device)
+            assert forks.nodes_P is not None
+            logits_DV = logits_PV[torch.searchsorted(batch.places_P(), forks.places_P())]
+            log_probs_DV = children.log_probs(logits_DV, forks.nodes_P)
+            nats_of_catalogue += F.nll_loss(log_probs_DV, forks.labels_P, reduction="sum").item()
             titles += batch.titles
-    return nats / max(1, titles)
+    return nats / max(1, titles), nats_of_catalogue / max(1, titles)
 
 
 def lean_transformer(model: Trainable) -> LeanTransformer:
@@ -92,6 +106,21 @@ class RankingTask:
         return np.where(ranks_R <= DEPTH, ranks_R, 0).astype(np.int32)
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """What a model's validation gives.
+
+    Attributes:
+        loss: nats per title among all strings of tokens.
+        catalogue_loss: nats per title among the catalogue's titles.
+        ranks_R: the rank of every sampled row's target; 0 beyond the metrics' depth.
+    """
+
+    loss: float
+    catalogue_loss: float
+    ranks_R: RankArray
+
+
 class ModelValidation:
     """The figures that drive choices: the loss over all validation windows, ranking over a sample."""
 
@@ -105,18 +134,24 @@ class ModelValidation:
         """Whose the sampled rows are."""
         return self._task.rows.user_ids
 
-    def measure(self, model: Trainable) -> tuple[float, RankArray]:
-        """Nats per title over all windows, and the ranks (R,) of the sampled rows."""
+    @property
+    def trie(self) -> TitleTrie:
+        """The catalogue's titles in the model's tokens."""
+        return self._task.trie
+
+    def measure(self, model: Trainable) -> Measurement:
+        """Losses over all windows, ranks over the sampled rows."""
         ranks_R = self._task.ranks(lean_transformer(model))
-        return loss_per_title(model, self.windows), ranks_R
+        return Measurement(*losses_per_title(model, self.windows, self.trie), ranks_R)
 
     def __call__(self, model: Trainable) -> dict[str, float]:
-        """`loss` in nats per title, `hr10` and `ndcg10` of the sampled rows."""
-        loss, ranks_R = self.measure(model)
+        """The losses in nats per title, `hr10` and `ndcg10` of the sampled rows."""
+        measured = self.measure(model)
         return {
-            "loss": loss,
-            "hr10": float(hits(ranks_R, 10).mean()),
-            "ndcg10": float(gains(ranks_R, 10).mean()),
+            "loss": measured.loss,
+            "catalogue_loss": measured.catalogue_loss,
+            "hr10": float(hits(measured.ranks_R, 10).mean()),
+            "ndcg10": float(gains(measured.ranks_R, 10).mean()),
         }
 
 

@@ -8,46 +8,41 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from pruning.distill.sources import SignalSource
+from pruning.distill.sources import CachedSignal, LiveSignal, LogProbs, SignalSource
 from pruning.training.batches import Batch
 
 
-class LiveSignal(BaseModel):
-    """The teacher runs in every step."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["live"]
-
-
-class CachedSignal(BaseModel):
-    """The teacher's `top_k` likeliest tokens are cached once a run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["cached"]
-    top_k: Annotated[int, Field(ge=1)] = 64
-
-
 class DistillationConfig(BaseModel):
-    """Weights of the two losses (the paper: 0.2 and 0.8, temperature 1), and the signal's source."""
+    """Weights of the two losses (the paper: 0.2 and 0.8, temperature 1), and the signal's source.
+
+    Attributes:
+        among: what probabilities are renormalised over: the whole vocabulary at every token of a title,
+            as in the paper, or the catalogue's tokens at the trie's decisions, as in the search.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cross_entropy: Annotated[float, Field(ge=0)] = 0.2
     forward_kl: Annotated[float, Field(ge=0)] = 0.8
+    among: Literal["vocabulary", "catalogue"] = "vocabulary"
     signal: Annotated[LiveSignal | CachedSignal, Field(discriminator="kind")] = CachedSignal(kind="cached")
+
+
+def among_vocabulary(logits_PV: Tensor, batch: Batch) -> Tensor:  # noqa: ARG001 - as `LogProbs`
+    """(P, V) log-probabilities of every token."""
+    return F.log_softmax(logits_PV, dim=-1)
 
 
 class Distillation:
     """`a · CE + b · KL(teacher ‖ student)`, the mean over target tokens (arXiv 2507.07064)."""
 
-    def __init__(self, config: DistillationConfig, source: SignalSource) -> None:
+    def __init__(self, config: DistillationConfig, source: SignalSource, log_probs: LogProbs) -> None:
         self._config = config
         self._source = source
+        self._log_probs = log_probs
 
     def __call__(self, logits_PV: Tensor, batch: Batch) -> Tensor:
-        student_PV = F.log_softmax(logits_PV, dim=-1)  # once for both: it is as large as the logits
+        student_PV = self._log_probs(logits_PV, batch)  # once for both: it is as large as the logits
         divergence_P = self._source.signal(batch).forward_kl(student_PV)
         truth = F.nll_loss(student_PV, batch.labels_P)
         return self._config.cross_entropy * truth + self._config.forward_kl * divergence_P.mean()

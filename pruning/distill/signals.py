@@ -37,9 +37,9 @@ class TopSignal:
     log_probs_PK: Tensor
 
     @classmethod
-    def of(cls, logits_PV: Tensor, k: int) -> TopSignal:
-        """The k likeliest tokens of the teacher's logits."""
-        top = F.log_softmax(logits_PV, dim=-1).topk(min(k, logits_PV.shape[-1]), dim=-1)
+    def of(cls, log_probs_PV: Tensor, k: int) -> TopSignal:
+        """The k likeliest tokens of the teacher's log-probabilities."""
+        top = log_probs_PV.topk(min(k, log_probs_PV.shape[-1]), dim=-1)
         return cls(top.indices, top.values)
 
     def forward_kl(self, student_PV: Tensor) -> Tensor:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -25,11 +26,38 @@ from pruning.distill.signals import DenseSignal, Signal, TopSignal
 from pruning.errors import RunError
 from pruning.training.batches import Batch, batches_in_order
 from pruning.training.logits import target_logits
+from pruning.training.precision import Precision, multiplying_in
 from pruning.training.windows import Window
 from recommender.storage import write_file
 
 _WINDOWS_PER_PART = 512
 _TOKENS_PER_BATCH = 4096
+
+
+class LiveSignal(BaseModel):
+    """The teacher runs in every step."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["live"]
+
+
+class CachedSignal(BaseModel):
+    """The teacher's `top_k` likeliest tokens are cached once a run.
+
+    Attributes:
+        precision: what the teacher multiplies in.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["cached"]
+    top_k: Annotated[int, Field(ge=1)] = 64
+    precision: Precision = "float32"
+
+
+LogProbs = Callable[[Tensor, Batch], Tensor]
+"""(P, V) logits of a batch's targets → their log-probabilities among whatever may follow there."""
 
 
 class SignalSource(Protocol):
@@ -43,13 +71,14 @@ class SignalSource(Protocol):
 class LiveTeacher:
     """Asks the teacher at every step: exact, and as slow as the teacher."""
 
-    def __init__(self, teacher: PreTrainedModel) -> None:
+    def __init__(self, teacher: PreTrainedModel, log_probs: LogProbs) -> None:
         self._teacher = teacher.eval()
+        self._log_probs = log_probs
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> DenseSignal:
         self._teacher.to(batch.labels_P.device)  # where the student trains
-        return DenseSignal(torch.log_softmax(target_logits(self._teacher, batch), dim=-1))
+        return DenseSignal(self._log_probs(target_logits(self._teacher, batch), batch))
 
 
 class CachedTeacher:
@@ -86,11 +115,12 @@ class CachedTeacher:
 def cache_signals(
     teacher: PreTrainedModel,
     windows: Sequence[Window],
-    k: int,
+    log_probs: LogProbs,
+    config: CachedSignal,
     folder: Path,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Writes the teacher's k likeliest tokens for every target; parts that stand are kept.
+    """Writes the teacher's likeliest tokens for every target; parts that stand are kept.
 
     Each process writes its share of the parts; all return when all stand.
 
@@ -102,18 +132,23 @@ def cache_signals(
         if not _part_file(folder, part).exists():
             first = part * _WINDOWS_PER_PART
             members = windows[first : first + _WINDOWS_PER_PART]
-            write_file(_part_file(folder, part), save(_signals_of(teacher, members, k)))
+            write_file(_part_file(folder, part), save(_signals_of(teacher, members, log_probs, config)))
         progress(done, len(parts))
     processes.wait()
 
 
 @torch.inference_mode()
-def _signals_of(teacher: PreTrainedModel, windows: Sequence[Window], k: int) -> dict[str, Tensor]:
+def _signals_of(
+    teacher: PreTrainedModel, windows: Sequence[Window], log_probs: LogProbs, config: CachedSignal
+) -> dict[str, Tensor]:
     """The top k of every target token, in the order of the windows."""
+    k = config.top_k
     live = [TopSignal(torch.empty(0, k), torch.empty(0, k))] * len(windows)
     for on_cpu in batches_in_order(windows, _TOKENS_PER_BATCH):
         batch = on_cpu.to(teacher.device)
-        top = TopSignal.of(target_logits(teacher, batch), k)
+        with multiplying_in(config.precision, teacher.device):
+            logits_PV = target_logits(teacher, batch)
+        top = TopSignal.of(log_probs(logits_PV.float(), batch), k)
         stops = np.cumsum([windows[index].target_tokens for index in batch.windows]).tolist()
         for index, stop in zip(batch.windows, stops, strict=True):
             rows = slice(stop - windows[index].target_tokens, stop)

@@ -16,6 +16,7 @@ from pruning.distill.objective import DistillationConfig
 from pruning.errors import RecipeError
 from pruning.importance.scores import Axis
 from pruning.training.loop import TrainingConfig
+from pruning.training.windows import Augmentation
 from recommender.errors import first_problem
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -63,11 +64,16 @@ class Stage(_Part):
 
 
 class Recipe(_Part):
-    """A list of stages."""
+    """A list of stages.
+
+    Attributes:
+        augmentation: more histories for all restorations; None: the training split's as they are.
+    """
 
     name: str
     description: str
     calibration: Calibration = Calibration()
+    augmentation: Augmentation | None = None
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
 
     @model_validator(mode="after")

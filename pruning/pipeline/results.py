@@ -15,10 +15,13 @@ class _Record(BaseModel):
 class Figures(_Record):
     """Validation: nats per title over all its windows, HR@10 and NDCG@10 over the sampled rows.
 
-    The intervals are over the rows' users. They are None in files from before they were kept.
+    `loss` is among all strings of tokens, `catalogue_loss` among the catalogue's titles; a student that
+    learned at decisions only has no use for the former. The intervals are over the rows' users. What is
+    None was not kept when the file was written.
     """
 
     loss: float
+    catalogue_loss: float | None = None
     hr10: float
     ndcg10: float
     hr10_interval: Interval | None = None

@@ -2,7 +2,7 @@
 
 RUN/settings.json, plan.json, sources.json  see `record.py`
 RUN/teacher_figures.json               the teacher's figures on the validation split
-RUN/scores/, signals-K/, stages/       see `stage.py`
+RUN/scores/, signals-K-KEY/, stages/   see `stage.py`
 RUN/test/*.npy                         ranks of the whole test split
 RUN/catalogue.parquet, histories.json  what an export needs of the data set
 RUN/report.json                        `RunReport`, written last: the run is done
@@ -164,11 +164,14 @@ def _prepare(
     dataset: Dataset, teacher: Checkpoint, out: Path, config: PruneConfig, reporter: Reporter
 ) -> Bench:
     encoder = PromptEncoder(teacher.template, teacher.tokenizer)
-    windows = UserPacker(encoder, dataset.catalogue.titles).training(dataset)
+    packer = UserPacker(encoder, dataset.catalogue.titles)
+    windows, augmentation = packer.training(dataset), config.recipe.augmentation
+    more = [] if augmentation is None else packer.augmented(dataset, augmentation, config.seed)
     return Bench(
         folder=out,
         teacher=teacher,
-        windows=windows,
+        windows=[*windows, *more],
+        augmentation=augmentation,
         calibration=calibration_batches(windows, config.recipe.calibration.windows, config.seed),
         validation=ModelValidation(dataset, encoder, config.validation_rows, config.seed),
         seed=config.seed,

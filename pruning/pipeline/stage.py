@@ -1,7 +1,7 @@
 """One stage of a recipe: score → select → slice → distil, every step kept as a file.
 
     RUN/scores/AXIS-METHOD-KEY.safetensors importance scores
-    RUN/signals-K/                         the teacher's cached signals
+    RUN/signals-K-KEY/                     the teacher's K likeliest tokens, cached
     RUN/stages/N-NAME-KEY/cut.json         what was kept
                          /after_cut.json   figures of the student before restoration
                          /training/        the Trainer's checkpoints and learning curves
@@ -27,8 +27,15 @@ from transformers import PreTrainedModel
 
 from pruning import processes
 from pruning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from pruning.distill.objective import CachedSignal, Distillation
-from pruning.distill.sources import CachedTeacher, LiveTeacher, SignalSource, cache_signals
+from pruning.distill.objective import Distillation, among_vocabulary
+from pruning.distill.sources import (
+    CachedSignal,
+    CachedTeacher,
+    LiveTeacher,
+    LogProbs,
+    SignalSource,
+    cache_signals,
+)
 from pruning.errors import RunError
 from pruning.evaluation import ModelValidation
 from pruning.importance.activation import ActivationImportance
@@ -45,8 +52,9 @@ from pruning.surgery.adapter import CausalModel, redrawn
 from pruning.surgery.retained import Cut
 from pruning.surgery.shape import Shape
 from pruning.surgery.slicing import apply_cut
+from pruning.training.decisions import Children, at_decisions
 from pruning.training.loop import FitResult, fit
-from pruning.training.windows import Window
+from pruning.training.windows import Augmentation, Window
 from recommender.errors import first_problem
 from recommender.ranking import UserBootstrap, gains, hits
 from recommender.storage import new_directory, write_file
@@ -61,22 +69,25 @@ _RecordT = TypeVar("_RecordT", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Bench:
-    """What every stage works with."""
+    """What every stage works with; the last of `windows` are those of `augmentation`."""
 
     folder: Path
     teacher: Checkpoint
     windows: Sequence[Window]
+    augmentation: Augmentation | None
     calibration: Sequence[CalibrationBatch]
     validation: ModelValidation
     seed: int
     reporter: Reporter
 
     def figures(self, model: PreTrainedModel) -> Figures:
-        loss, ranks_R = processes.once(lambda: self.validation.measure(model))
+        measured = processes.once(lambda: self.validation.measure(model))
+        ranks_R = measured.ranks_R
         bootstrap = UserBootstrap(self.validation.user_ids)
         hr10, ndcg10 = bootstrap.mean(hits(ranks_R, 10)), bootstrap.mean(gains(ranks_R, 10))
         return Figures(
-            loss=loss,
+            loss=measured.loss,
+            catalogue_loss=measured.catalogue_loss,
             hr10=hr10.value,
             ndcg10=ndcg10.value,
             hr10_interval=hr10,
@@ -124,8 +135,9 @@ def plan_stages(recipe: Recipe, shapes: Sequence[Shape], first: str) -> list[Pla
     """The recipe's stages with their shapes; `first` is the key of what the first one cuts."""
     planned: list[PlannedStage] = []
     before = first
+    more = [] if recipe.augmentation is None else [recipe.augmentation.model_dump()]
     for number, (stage, shape) in enumerate(zip(recipe.stages, shapes, strict=True), start=1):
-        key = digest(before, recipe.calibration.model_dump(), stage.model_dump(), shape.model_dump())
+        key = digest(before, recipe.calibration.model_dump(), *more, stage.model_dump(), shape.model_dump())
         planned.append(PlannedStage(number, stage, recipe.calibration, shape, before, key))
         before = key
     return planned
@@ -211,10 +223,12 @@ def _scores(bench: Bench, planned: PlannedStage, student: CausalModel) -> dict[A
 
 def _restore(bench: Bench, stage: Stage, student: CausalModel, folder: Path) -> FitResult:
     training = stage.training.model_copy(update={"seed": bench.seed})
-    objective = Distillation(stage.distillation, _signal_source(bench, stage))
+    windows, log_probs = _targets(bench, stage)
+    source = _signal_source(bench, stage, windows, log_probs)
+    objective = Distillation(stage.distillation, source, log_probs)
     result = fit(
         student,
-        bench.windows,
+        windows,
         objective,
         bench.validation,
         training,
@@ -225,14 +239,27 @@ def _restore(bench: Bench, stage: Stage, student: CausalModel, folder: Path) -> 
     return result
 
 
-def _signal_source(bench: Bench, stage: Stage) -> SignalSource:
+def _targets(bench: Bench, stage: Stage) -> tuple[Sequence[Window], LogProbs]:
+    """The windows with the targets that the stage is restored on, and what those are chosen among."""
+    if stage.distillation.among == "vocabulary":
+        return bench.windows, among_vocabulary
+    trie = bench.validation.trie
+    return at_decisions(bench.windows, trie), Children(trie).among_catalogue
+
+
+def _signal_source(
+    bench: Bench, stage: Stage, windows: Sequence[Window], log_probs: LogProbs
+) -> SignalSource:
     signal = stage.distillation.signal
     if not isinstance(signal, CachedSignal):
-        return LiveTeacher(bench.teacher.model)
-    folder = bench.folder / f"signals-{signal.top_k}"
+        return LiveTeacher(bench.teacher.model, log_probs)
+    # All that the signals depend on; the data set and the teacher are the run's own.
+    augmentation = None if bench.augmentation is None else (bench.augmentation.model_dump(), bench.seed)
+    depends = digest(stage.distillation.among, signal.precision, augmentation)
+    folder = bench.folder / f"signals-{signal.top_k}-{depends}"
     counter = bench.reporter.counter("caching the teacher's signals")
-    cache_signals(bench.teacher.model, bench.windows, signal.top_k, folder, counter)
-    return CachedTeacher(folder, bench.windows)
+    cache_signals(bench.teacher.model, windows, log_probs, signal, folder, counter)
+    return CachedTeacher(folder, windows)
 
 
 def kept(file: Path, kind: type[_RecordT], make: Callable[[], _RecordT]) -> _RecordT:

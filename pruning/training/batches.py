@@ -27,6 +27,7 @@ class Batch:
         attention_mask_BT: 1 on real tokens.
         row_P, column_P: where the logits of each target token are read: the place before it.
         labels_P: the target tokens.
+        nodes_P: the trie nodes whose children they are among; None: they are among all tokens.
         windows: the windows' indices; their targets stand in this order, each window's in its own.
         titles: how many titles the targets make up.
     """
@@ -36,6 +37,7 @@ class Batch:
     row_P: Tensor
     column_P: Tensor
     labels_P: Tensor
+    nodes_P: Tensor | None
     windows: tuple[int, ...]
     titles: int
 
@@ -47,6 +49,10 @@ class Batch:
             if isinstance(value := getattr(self, field.name), Tensor)
         }
         return replace(self, **moved)
+
+    def places_P(self) -> Tensor:  # noqa: N802 - a tensor's name
+        """(P,) ascending numbers, one for each place in the batch where a target is predicted."""
+        return self.row_P * self.input_ids_BT.shape[1] + self.column_P
 
     def target_mask(self) -> Tensor:
         """(B, T) True at target tokens."""
@@ -68,19 +74,22 @@ def collate(windows: Sequence[Window], indices: Sequence[int]) -> Batch:
     rows: list[int] = []
     columns: list[int] = []
     labels: list[int] = []
+    nodes: list[int] = []
     for row, window in enumerate(chosen):
         input_ids[row, : len(window.tokens)] = torch.tensor(window.tokens)
         mask[row, : len(window.tokens)] = 1
-        for begin, end in zip(window.target_from, window.target_to, strict=True):
-            rows.extend([row] * (end - begin))
-            columns.extend(range(begin - 1, end - 1))
-            labels.extend(window.tokens[begin:end])
+        targets = window.targets()
+        rows.extend([row] * len(targets))
+        columns.extend(position - 1 for position in targets)
+        labels.extend(window.tokens[position] for position in targets)
+        nodes.extend(node for _, node in window.decisions or ())
     return Batch(
         input_ids,
         mask,
-        torch.tensor(rows),
-        torch.tensor(columns),
-        torch.tensor(labels),
+        torch.tensor(rows, dtype=torch.long),
+        torch.tensor(columns, dtype=torch.long),
+        torch.tensor(labels, dtype=torch.long),
+        torch.tensor(nodes, dtype=torch.long) if chosen[0].decisions is not None else None,
         tuple(indices),
         sum(len(window.target_from) for window in chosen),
     )

@@ -40,13 +40,13 @@ from pruning.training.callbacks import Report, StopWhenStale, is_stale
 from pruning.training.logits import target_logits
 from pruning.training.lora import Trainable, load_adapters
 from pruning.training.objective import Objective
+from pruning.training.precision import Precision, multiplying_in
 from pruning.training.windows import Window
 from recommender.storage import write_file
 
 _MARKER = "whole"
-Precision = Literal["float32", "bfloat16"]
 Validate = Callable[[Any], dict[str, float]]
-"""Measures a model; the result has `loss` (nats per title) and may have `hr10`."""
+"""Measures a model; the result has `loss` (nats per title), what `best_by` names, and may have `hr10`."""
 
 
 class TrainingConfig(BaseModel):
@@ -78,7 +78,7 @@ class TrainingConfig(BaseModel):
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     patience: Annotated[int, Field(ge=1)] = 3
     validations: Annotated[int, Field(ge=1)] = 1
-    best_by: Literal["loss", "hr10"] = "loss"
+    best_by: Literal["loss", "catalogue_loss", "hr10"] = "loss"
     max_steps: Annotated[int, Field(ge=1)] | None = None
     precision: Precision = "float32"
     gradient_checkpointing: Annotated[bool, Field(exclude=True)] = False
@@ -204,7 +204,7 @@ class _WindowTrainer(Trainer):
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         batch: Batch = inputs["batch"].to(self.args.device)
         # Not the Trainer's own switch: it leaves the model's forward wrapped for whoever uses it next.
-        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
+        with multiplying_in(self._precision, self.args.device):
             logits_PV = target_logits(model, batch)
         loss = self._objective(logits_PV.float(), batch)
         if not torch.isfinite(loss):
@@ -265,7 +265,7 @@ def _arguments(config: TrainingConfig, folder: Path, steps: int, interval: int) 
         save_steps=interval,
         logging_steps=max(1, min(10, interval)),
         metric_for_best_model=config.best_by,
-        greater_is_better=config.best_by != "loss",
+        greater_is_better=config.best_by == "hr10",
         report_to=["tensorboard"],
         disable_tqdm=True,
         remove_unused_columns=False,

@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from recommender.dataset import Dataset, Split, UserSequence
 from recommender.prompt import PromptEncoder
@@ -22,15 +26,42 @@ class Window:
         tokens: instruction and titles.
         target_from: positions of the first tokens of the titles that are targets here; …
         target_to: … and one past their last (the separator's). Same length as `target_from`.
+        decisions: position and trie node of the tokens that are predicted; None: all of the target titles
+            (`pruning.training.decisions`).
     """
 
     tokens: tuple[int, ...]
     target_from: tuple[int, ...]
     target_to: tuple[int, ...]
+    decisions: tuple[tuple[int, int], ...] | None = None
 
     @property
     def target_tokens(self) -> int:
+        """How many tokens are predicted."""
+        if self.decisions is not None:
+            return len(self.decisions)
         return sum(self.target_to) - sum(self.target_from)
+
+    def targets(self) -> list[int]:
+        """The positions of the predicted tokens."""
+        if self.decisions is not None:
+            return [position for position, _ in self.decisions]
+        spans = zip(self.target_from, self.target_to, strict=True)
+        return [position for begin, end in spans for position in range(begin, end)]
+
+
+class Augmentation(BaseModel):
+    """More histories to distil on: the teacher labels any.
+
+    Attributes:
+        copies: so many more readings of every training history.
+        dropout: the probability with which each of its items is left out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    copies: Annotated[int, Field(ge=1)]
+    dropout: Annotated[float, Field(gt=0, lt=1)] = 0.25
 
 
 class UserPacker:
@@ -46,6 +77,22 @@ class UserPacker:
         for user in dataset.users:
             items = user.training_items
             windows.extend(self._pack(items, range(len(items))))
+        return windows
+
+    def augmented(self, dataset: Dataset, augmentation: Augmentation, seed: int) -> list[Window]:
+        """Training histories with gaps: what is left of each is packed as if it had been all.
+
+        No item is added, so nothing held out becomes a context or a target. Histories of which fewer
+        than two titles are left say nothing that the whole ones do not, and are left out.
+        """
+        windows: list[Window] = []
+        for copy in range(augmentation.copies):
+            generator = np.random.default_rng((seed, copy))
+            for user in dataset.users:
+                stays = generator.random(len(user.training_items)) >= augmentation.dropout
+                items = [item for item, kept in zip(user.training_items, stays, strict=True) if kept]
+                if len(items) > 1:
+                    windows.extend(self._pack(items, range(len(items))))
         return windows
 
     def held_out(self, dataset: Dataset, split: Split) -> list[Window]:

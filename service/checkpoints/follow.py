@@ -127,7 +127,9 @@ class Follower:
     async def _serve_first(self) -> None:
         local, ref = self._local, None
         try:
-            ref = await self._choose_first()  # not under the lock: a look must not refuse an operator's swap
+            ref = (
+                await self._choose_first()
+            )  # not under the lock: a look must not refuse an operator's swap
             if ref is None:
                 local.models.absence = ""
                 return

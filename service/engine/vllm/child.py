@@ -166,9 +166,7 @@ def serve(arguments: Sequence[str], load: Callable[[Artifact, int, int], ServedM
     parser.add_argument("--kv-cache", type=int, required=True)
     given = parser.parse_args(arguments)
     with socket.socket(fileno=given.socket) as connection:
-        end = threading.Thread(
-            target=_end_with_the_service, args=(connection, given.scratch), daemon=True
-        )
+        end = threading.Thread(target=_end_with_the_service, args=(connection, given.scratch), daemon=True)
         end.start()
         try:
             artifact = Artifact.open(given.artifact)

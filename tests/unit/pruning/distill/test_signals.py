@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from pruning.distill.objective import CachedSignal, Distillation, DistillationConfig
+from pruning.distill.objective import Distillation, DistillationConfig, among_vocabulary
 from pruning.distill.signals import DenseSignal, TopSignal
+from pruning.distill.sources import CachedSignal
 from pruning.training.batches import collate
 from pruning.training.windows import Window
 
@@ -32,15 +33,20 @@ def test_top_signal_is_a_lower_bound_and_exact_with_the_whole_vocabulary() -> No
     torch.manual_seed(0)
     teacher, student = torch.randn(20, 11), torch.randn(20, 11).log_softmax(-1)
     whole = DenseSignal(teacher.log_softmax(-1)).forward_kl(student)
-    torch.testing.assert_close(TopSignal.of(teacher, 11).forward_kl(student), whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        TopSignal.of(teacher.log_softmax(-1), 11).forward_kl(student), whole, atol=1e-5, rtol=0
+    )
     for k in (1, 4, 8):
-        assert (TopSignal.of(teacher, k).forward_kl(student) <= whole + 1e-5).all()
+        assert (TopSignal.of(teacher.log_softmax(-1), k).forward_kl(student) <= whole + 1e-5).all()
 
 
 def test_equal_distributions_diverge_by_nothing_and_pull_nowhere() -> None:
     torch.manual_seed(0)
     logits = torch.randn(5, 9, requires_grad=True)
-    for signal in (DenseSignal(logits.detach().log_softmax(-1)), TopSignal.of(logits.detach(), 3)):
+    for signal in (
+        DenseSignal(logits.detach().log_softmax(-1)),
+        TopSignal.of(logits.detach().log_softmax(-1), 3),
+    ):
         loss = signal.forward_kl(logits.log_softmax(-1)).sum()
         (gradient,) = torch.autograd.grad(loss, logits)
         assert loss.item() == pytest.approx(0, abs=1e-5)
@@ -50,7 +56,7 @@ def test_equal_distributions_diverge_by_nothing_and_pull_nowhere() -> None:
 def test_a_certain_teacher_gives_a_finite_loss_and_gradient() -> None:
     teacher = torch.tensor([[60.0, 0.0, 0.0, -60.0]])
     student = torch.tensor([[-40.0, 40.0, 0.0, 0.0]], requires_grad=True)
-    loss = TopSignal.of(teacher, 2).forward_kl(student.log_softmax(-1)).sum()
+    loss = TopSignal.of(teacher.log_softmax(-1), 2).forward_kl(student.log_softmax(-1)).sum()
     loss.backward()
     assert torch.isfinite(loss)
     assert student.grad is not None
@@ -69,5 +75,5 @@ def test_the_objective_weighs_truth_and_teacher() -> None:
     config = DistillationConfig(cross_entropy=0.3, forward_kl=0.5, signal=CachedSignal(kind="cached"))
     truth = -(math.log(0.7) + math.log(0.6)) / 2
     divergence = signal.forward_kl(logits_PV).mean().item()
-    loss = Distillation(config, Fixed())(logits_PV, batch).item()
+    loss = Distillation(config, Fixed(), among_vocabulary)(logits_PV, batch).item()
     assert loss == pytest.approx(0.3 * truth + 0.5 * divergence, abs=1e-6)

@@ -5,14 +5,17 @@ import torch
 from small_run import TITLES, write_dataset
 
 from pruning.distill import sources
+from pruning.distill.objective import among_vocabulary
 from pruning.distill.signals import TopSignal
-from pruning.distill.sources import CachedTeacher, LiveTeacher, cache_signals
+from pruning.distill.sources import CachedSignal, CachedTeacher, LiveTeacher, cache_signals
 from pruning.errors import RunError
 from pruning.teacher.scratch import ScratchConfig, base_from_scratch
 from pruning.training.batches import batches_in_order
 from pruning.training.windows import UserPacker
 from recommender.dataset import Dataset
 from recommender.prompt import PromptEncoder, PromptTemplate
+
+TOP_5 = CachedSignal(kind="cached", top_k=5)
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +42,10 @@ def several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cached_signals_are_the_live_ones(taught, tmp_path: Path) -> None:
     model, windows = taught
     told: list[tuple[int, int]] = []
-    cache_signals(model, windows, 5, tmp_path, lambda *count: told.append(count))
+    cache_signals(model, windows, among_vocabulary, TOP_5, tmp_path, lambda *count: told.append(count))
     assert len(list(tmp_path.iterdir())) == len(told) > 2
     assert told[-1] == (len(told), len(told))
-    cached, live = CachedTeacher(tmp_path, windows), LiveTeacher(model)
+    cached, live = CachedTeacher(tmp_path, windows), LiveTeacher(model, among_vocabulary)
     for batch in batches_in_order(windows, 700):
         dense = live.signal(batch)
         top = TopSignal.of(dense.log_probs_PV, 5)
@@ -56,13 +59,13 @@ def test_cached_signals_are_the_live_ones(taught, tmp_path: Path) -> None:
 
 def test_parts_that_stand_are_kept_and_a_missing_one_is_made(taught, tmp_path: Path) -> None:
     model, windows = taught
-    cache_signals(model, windows, 5, tmp_path, lambda *_: None)
+    cache_signals(model, windows, among_vocabulary, TOP_5, tmp_path, lambda *_: None)
     first, second, *_ = sorted(tmp_path.iterdir())
     second.unlink()
     stood = first.stat().st_mtime_ns
     with pytest.raises(RunError, match="part-00001"):
         CachedTeacher(tmp_path, windows)
-    cache_signals(model, windows, 5, tmp_path, lambda *_: None)
+    cache_signals(model, windows, among_vocabulary, TOP_5, tmp_path, lambda *_: None)
     assert first.stat().st_mtime_ns == stood
     CachedTeacher(tmp_path, windows)
 
@@ -70,7 +73,7 @@ def test_parts_that_stand_are_kept_and_a_missing_one_is_made(taught, tmp_path: P
 @pytest.mark.parametrize("damage", ["truncated", "other windows"])
 def test_damage_is_named(taught, tmp_path: Path, damage: str) -> None:
     model, windows = taught
-    cache_signals(model, windows, 5, tmp_path, lambda *_: None)
+    cache_signals(model, windows, among_vocabulary, TOP_5, tmp_path, lambda *_: None)
     if damage == "truncated":
         part = tmp_path / "part-00000.safetensors"
         part.write_bytes(part.read_bytes()[:100])

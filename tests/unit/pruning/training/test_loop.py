@@ -9,7 +9,7 @@ from small_run import TITLES, Silent, write_dataset
 from transformers import PreTrainedModel
 
 from pruning.errors import TrainingError
-from pruning.evaluation import ModelValidation, loss_per_title
+from pruning.evaluation import ModelValidation, losses_per_title
 from pruning.teacher.scratch import ScratchConfig, base_from_scratch
 from pruning.training.batches import Batch
 from pruning.training.loop import TrainingConfig, fit
@@ -51,13 +51,13 @@ def config(**changes: object) -> TrainingConfig:
 
 def test_it_learns_and_leaves_the_best_weights(work: Work, tmp_path: Path) -> None:
     model = work.model()
-    before = loss_per_title(model, work.validation.windows)
+    before = work.validation(model)["loss"]
     result = fit(model, work.windows, NextToken(), work.validation, config(), tmp_path, Silent())
     losses = [validation.figures["loss"] for validation in result.validations]
     assert len(losses) == 3
     assert min(losses) < before
     assert result.best.figures["loss"] == min(losses)
-    assert loss_per_title(model, work.validation.windows) == pytest.approx(min(losses), rel=1e-6)
+    assert work.validation(model)["loss"] == pytest.approx(min(losses), rel=1e-6)
 
 
 def test_it_stops_when_nothing_gains(work: Work, tmp_path: Path) -> None:
@@ -148,7 +148,9 @@ def test_loss_per_title_by_hand(work: Work) -> None:
         for begin, end in zip(window.target_from, window.target_to, strict=True):
             titles += 1
             nats -= sum(log_probs[at - 1, window.tokens[at]].item() for at in range(begin, end))
-    assert loss_per_title(model, windows) == pytest.approx(nats / titles, rel=1e-5)
+    assert losses_per_title(model, windows, work.validation.trie)[0] == pytest.approx(
+        nats / titles, rel=1e-5
+    )
 
 
 def test_a_training_that_had_stopped_early_does_not_go_on(work: Work, tmp_path: Path) -> None:
@@ -186,7 +188,7 @@ def test_bfloat16_learns_as_far_and_leaves_float32(work: Work, tmp_path: Path) -
         asked = config(precision=precision)
         fit(model, work.windows, NextToken(), work.validation, asked, tmp_path / precision, Silent())
         assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
-        losses[precision] = loss_per_title(model, work.validation.windows)
+        losses[precision] = work.validation(model)["loss"]
     assert losses["bfloat16"] != losses["float32"]
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
 

@@ -8,7 +8,7 @@ from small_run import TITLES, write_dataset
 
 from pruning.data.prepare import PrepareOptions, prepare
 from pruning.teacher.scratch import train_tokenizer
-from pruning.training.windows import UserPacker, Window
+from pruning.training.windows import Augmentation, UserPacker, Window
 from recommender.dataset import Dataset
 from recommender.prompt import PromptEncoder, PromptTemplate
 
@@ -110,3 +110,26 @@ def test_no_target_of_another_split_is_trained_on_though_days_tie(
             assert trained[item] == (split == "train") or split is None
     assert by_split["train"] == len(dataset.rows("train"))
     assert by_split["valid"] == by_split["test"] == 0
+
+
+def test_augmented_histories_are_gappy_ones_of_the_same_users(
+    encoder: PromptEncoder, tmp_path: Path
+) -> None:
+    dataset = Dataset(write_dataset(tmp_path))
+    packer = UserPacker(encoder, TITLES)
+    asked = Augmentation(copies=3, dropout=0.3)
+    windows = packer.augmented(dataset, asked, seed=0)
+    assert windows == packer.augmented(dataset, asked, seed=0) != packer.augmented(dataset, asked, seed=1)
+
+    def in_order(items: list[int], whole: tuple[int, ...]) -> bool:
+        rest = iter(whole)
+        return all(item in rest for item in items)
+
+    users = [tuple(user.training_items) for user in dataset.users]
+    kept = 0
+    for window in windows:
+        items, places = read(window, encoder)
+        kept += len(places)
+        assert any(in_order(items, user) for user in users)
+    share = kept / (3 * sum(len(user) for user in users if user))
+    assert share == pytest.approx(0.7, abs=0.05)
