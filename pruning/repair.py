@@ -7,6 +7,9 @@ tokens. The place after a layer is the teacher's stream *before the next layer t
 kept layer before a gap also stands in for the layers that went. Layers are fitted in order, each on what
 the repaired ones before it give; so errors are compensated, not piled up.
 
+Where hidden channels went, the norms' gains are matched first: a norm now divides by the root mean square
+of the kept channels alone, which is another number.
+
 The fit stays near the weights that were cut: with inputs X, the stream that is still missing Y and the cut
 weights W₀, it is the W that minimises ‖X Wᵀ - Y‖² + λ ‖W - W₀‖², λ relative to the mean diagonal of XᵀX.
 
@@ -16,7 +19,7 @@ Shapes: B rows, T positions, S real tokens of all batches, C kept channels, I in
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +28,7 @@ from torch import Tensor, nn
 
 from pruning import processes
 from pruning.importance.calibration import CalibrationBatch
-from pruning.importance.forward import Stream, enter, measuring, run_layer
+from pruning.importance.forward import Stream, enter, measuring, run_layer, run_layers
 from pruning.importance.scores import Progress
 from pruning.surgery.adapter import CausalModel, DecoderModules, LayerModules
 from pruning.surgery.retained import Cut
@@ -61,6 +64,8 @@ def repair(
     mine = processes.share(calibration)
     channels = torch.tensor(cut.hidden.channels) if cut.hidden else slice(None)
     with measuring(before) as whole, measuring(after) as small:
+        if cut.hidden is not None:
+            _match_gains(before, whole, small, kept, torch.tensor(cut.hidden.channels), mine)
         goals = _goals(before, whole, kept, channels, mine)
         streams = [enter(after, small, batch) for batch in mine]
         for position, (layer, goal) in enumerate(zip(small.layers, goals, strict=True)):
@@ -79,6 +84,40 @@ def ridge_fit(gram_II: Tensor, cross_IC: Tensor, ridge: float) -> Tensor:
     identity = torch.eye(len(gram_II), dtype=gram_II.dtype, device=gram_II.device)
     solution: Tensor = torch.linalg.solve(gram_II + strength * identity, cross_IC)
     return solution
+
+
+def _match_gains(
+    model: CausalModel,
+    whole: DecoderModules,
+    small: DecoderModules,
+    kept: Sequence[int],
+    channels: Tensor,
+    calibration: Sequence[CalibrationBatch],
+) -> None:
+    """Scales the cut norms' gains so that what they give is on average what it was on the kept channels.
+
+    A norm now divides by the root mean square over the kept channels; wanted is that over all of them.
+    """
+    norms = [norm for index in kept for norm in _norms_of(whole.layers[index])] + [whole.final_norm]
+    cut_norms = [norm for layer in small.layers for norm in _norms_of(layer)] + [small.final_norm]
+    sums = torch.zeros(len(norms), dtype=torch.float64, device=model.device)
+    tokens = torch.zeros((), dtype=torch.float64, device=model.device)
+    for batch in calibration:
+        stream = enter(model, whole, batch)
+        with ExitStack() as hooks:
+            reads = [hooks.enter_context(_input_of(norm)) for norm in norms]
+            whole.final_norm(run_layers(whole.layers, stream.hidden_RTC, stream))
+        for place, read in enumerate(reads):
+            squares_SC = read[0][stream.real_RT].double().square()
+            sums[place] += (squares_SC[:, channels].mean(-1) / squares_SC.mean(-1)).sqrt().sum()
+        tokens += stream.real_RT.sum()
+    sums, tokens = processes.total(sums), processes.total(tokens)
+    for norm, ratio in zip(cut_norms, (sums / tokens).tolist(), strict=True):
+        norm.get_parameter("weight").mul_(ratio)
+
+
+def _norms_of(layer: LayerModules) -> tuple[nn.Module, nn.Module]:
+    return layer.input_norm, layer.post_attention_norm
 
 
 def _goals(

@@ -67,12 +67,15 @@ class Recipe(_Part):
     """A list of stages.
 
     Attributes:
+        rotate: turn the teacher's residual stream into its principal directions before the first cut
+            (`pruning/importance/directions.py`). A tied vocabulary head is untied by it.
         augmentation: more histories for all restorations; None: the training split's as they are.
     """
 
     name: str
     description: str
     calibration: Calibration = Calibration()
+    rotate: bool = False
     augmentation: Augmentation | None = None
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
 

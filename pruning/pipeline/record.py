@@ -38,7 +38,7 @@ class RunSettings(_Record):
 
     @property
     def first_key(self) -> str:
-        """The key of what the first stage cuts."""
+        """The key of the teacher as it is."""
         return digest(self.teacher_sha256, self.dataset_sha256, self.seed)
 
 
@@ -48,7 +48,7 @@ class RunPlan(_Record):
     Attributes:
         base: what the teacher was trained from.
         teacher_shape: as it was trained.
-        whole_shape: the same in canonical form, which is what is cut.
+        whole_shape: the same in the form that is cut: canonical, and rotated where the recipe says so.
         shapes: what each stage leaves.
     """
 
@@ -62,7 +62,13 @@ class RunPlan(_Record):
 
     def stages(self, settings: RunSettings) -> list[PlannedStage]:
         """The stages with their keys, and so with their files."""
-        return plan_stages(self.recipe, self.shapes, settings.first_key)
+        return plan_stages(self.recipe, self.shapes, self.first_key(settings))
+
+    def first_key(self, settings: RunSettings) -> str:
+        """The key of what the first stage cuts."""
+        if not self.recipe.rotate:
+            return settings.first_key
+        return digest(settings.first_key, self.recipe.calibration.model_dump(), "rotated")
 
 
 class RunSources(_Record):

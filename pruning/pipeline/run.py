@@ -2,6 +2,7 @@
 
 RUN/settings.json, plan.json, sources.json  see `record.py`
 RUN/teacher_figures.json               the teacher's figures on the validation split
+RUN/directions-KEY.safetensors         what the recipe's rotation turns the channels into
 RUN/scores/, signals-K-KEY/, stages/   see `stage.py`
 RUN/test/*.npy                         ranks of the whole test split
 RUN/catalogue.parquet, histories.json  what an export needs of the data set
@@ -15,13 +16,17 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from transformers import PreTrainedModel
 
 from pruning import processes
 from pruning.checkpoint import Checkpoint, load_checkpoint
+from pruning.errors import RunError
 from pruning.evaluation import ModelValidation, RankingTask
 from pruning.folder import claim
 from pruning.importance.calibration import CalibrationBatch
+from pruning.importance.directions import principal_directions
 from pruning.pipeline.plan import Target, plan_shapes
 from pruning.pipeline.quality import judge, kept_ranks
 from pruning.pipeline.recipe import Recipe
@@ -31,6 +36,7 @@ from pruning.pipeline.stage import Bench, PlannedStage, kept, read_record, run_s
 from pruning.progress import Reporter
 from pruning.surgery.adapter import CausalModel
 from pruning.surgery.canonical import canonical
+from pruning.surgery.rotation import rotated, rotated_shape
 from pruning.surgery.shape import Shape
 from pruning.teacher.folder import open_teacher
 from pruning.training.batches import batches_in_order
@@ -82,7 +88,10 @@ def prune(
     teacher = load_checkpoint(model_folder)
     whole, teacher_shape = canonical(teacher.model), Shape.of(teacher.model.config)
     counted = teacher_shape.nonembedding_parameters
-    shapes = plan_shapes(Shape.of(whole.config), config.recipe, config.target, counted)
+    whole_shape = Shape.of(whole.config)
+    if config.recipe.rotate:
+        whole_shape = rotated_shape(whole_shape)
+    shapes = plan_shapes(whole_shape, config.recipe, config.target, counted)
     settings = RunSettings(
         dataset_sha256=dataset.digest,
         teacher_sha256=record.model_sha256,
@@ -96,7 +105,7 @@ def prune(
         recipe=config.recipe,
         target=config.target,
         teacher_shape=teacher_shape,
-        whole_shape=Shape.of(whole.config),
+        whole_shape=whole_shape,
         shapes=shapes,
     )
     sources = RunSources.seen_from(out, dataset_path, teacher_path)
@@ -112,7 +121,7 @@ def prune(
     bench = _prepare(dataset, teacher, out, config, reporter)
     reporter.say("measuring the teacher on the validation split")
     teacher_figures = kept(out / FIGURES_FILE, Figures, lambda: bench.figures(teacher.model))
-    student: CausalModel = whole
+    student = _turned(bench, whole, plan.first_key(settings)) if config.recipe.rotate else whole
     results: list[StageResult] = []
     for stage in planned:
         result, student = run_stage(bench, stage, student)
@@ -177,6 +186,20 @@ def _prepare(
         seed=config.seed,
         reporter=reporter,
     )
+
+
+def _turned(bench: Bench, whole: CausalModel, key: str) -> CausalModel:
+    """The whole model in its principal directions, which stand in a file once they are known."""
+    file = bench.folder / f"directions-{key}.safetensors"
+    if not processes.once(file.exists):
+        counter = bench.reporter.counter("finding the stream's principal directions")
+        found_CC = principal_directions(whole, bench.calibration, counter)
+        processes.once(lambda: write_file(file, save({"basis": found_CC.contiguous()})))
+    try:
+        basis_CC = load_file(file)["basis"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise RunError(f"{file}: damaged ({error}); remove it and run again") from error
+    return rotated(whole, basis_CC)
 
 
 def calibration_batches(windows: Sequence[Window], count: int, seed: int) -> list[CalibrationBatch]:

@@ -67,6 +67,15 @@ _LAYER_TENSORS: Final = {
     "input_layernorm.weight": (_D.HIDDEN,),
     "post_attention_layernorm.weight": (_D.HIDDEN,),
 }
+# Whose gain stands between the stream and each tensor that reads it.
+_GAINS: Final = {
+    "lm_head.weight": "model.norm.weight",
+    "self_attn.q_proj.weight": "input_layernorm.weight",
+    "self_attn.k_proj.weight": "input_layernorm.weight",
+    "self_attn.v_proj.weight": "input_layernorm.weight",
+    "mlp.gate_proj.weight": "post_attention_layernorm.weight",
+    "mlp.up_proj.weight": "post_attention_layernorm.weight",
+}
 _LAYER_NAME: Final = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 
@@ -81,6 +90,19 @@ class Place:
     def name(self, layer: int | None) -> str:
         """The tensor's full name when its layer bears the number `layer`."""
         return self.suffix if layer is None else f"model.layers.{layer}.{self.suffix}"
+
+    @property
+    def is_stream_gain(self) -> bool:
+        """Whether it scales the normalised residual stream."""
+        return self.suffix in _GAINS.values()
+
+    @property
+    def gain(self) -> str | None:
+        """The full name of the gain through which it reads the stream; None: it reads no such thing."""
+        suffix = _GAINS.get(self.suffix)
+        if suffix is None or self.layer is None:
+            return suffix
+        return f"model.layers.{self.layer}.{suffix}"
 
 
 def locate(name: str) -> Place:

@@ -257,3 +257,53 @@ def test_a_damaged_manifest_does_not_hide(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"model\.safetensors is not what the manifest says"):
         evaluate(tmp_path / "mine", folder / "dataset", "test", Silent())
     assert Artifact.open(tmp_path / "mine").manifest.name == "mine"
+
+
+EVERY_OPTION = """
+name = "every-option"
+description = "what no other small recipe asks for"
+rotate = true
+calibration = { windows = 8 }
+augmentation = { copies = 2, dropout = 0.3 }
+
+[[stages]]
+name = "whole"
+importance = "activation"
+keep = { heads = 0.5, hidden = 0.5, mlp = 0.5, layers = 0.34 }
+repair = { ridge = 0.01 }
+
+[stages.training]
+epochs = 2
+learning_rate = 3e-3
+tokens_per_batch = 1024
+best_by = "catalogue_loss"
+precision = "bfloat16"
+
+[stages.distillation]
+among = "catalogue"
+signal = { kind = "cached", top_k = 8, precision = "bfloat16" }
+"""
+
+
+def test_a_rotated_student_of_augmented_decisions_resumes_and_is_exported(
+    folder: Path, tmp_path: Path
+) -> None:
+    asked = config(EVERY_OPTION)
+    run = tmp_path / "run"
+    first = prune(folder / "dataset", folder / "teacher", run, asked, Silent())
+    (stage,) = first.stages
+    assert not stage.shape.tie_word_embeddings
+    assert stage.after_restoration.catalogue_loss < stage.after_cut.catalogue_loss
+    assert stage.after_restoration.catalogue_loss < stage.after_restoration.loss
+
+    (directions,) = run.glob("directions-*.safetensors")
+    stood = directions.stat().st_mtime_ns
+    shutil.rmtree(run / "stages")
+    (run / "report.json").unlink()
+    assert prune(folder / "dataset", folder / "teacher", run, asked, Silent()) == first
+    assert directions.stat().st_mtime_ns == stood
+
+    artifact = export(run, tmp_path / "artifact")
+    assert artifact is not None
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "artifact")
+    assert loaded.lm_head.weight is not loaded.model.embed_tokens.weight
