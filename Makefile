@@ -3,9 +3,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+DATASET ?= movies_and_tv
+SOURCE ?= var/sources/$(DATASET)
 VLLM   := .venv-vllm
 
-.PHONY: help setup vllm demo check test bench-smoke clean
+.PHONY: help setup vllm demo check test reproduce bench-smoke clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -41,6 +43,9 @@ check: $(READY) ## Format, lint, types, import walls
 
 test: $(READY) ## Every test that can run here (ARGS=... for pytest)
 	$(BIN)/pytest --cov --cov-report=term:skip-covered $(ARGS)
+
+reproduce: $(READY) ## A published row from nothing; hours (DATASET=movies_and_tv, SOURCE=the folder of its files)
+	@$(BIN)/python -m benchmarks.quality reproduce $(SOURCE)
 
 bench-smoke: $(READY) ## How many times faster than transformers, beside another day's ratio; seconds, and never fails for it
 	@$(BIN)/python -m benchmarks.smoke

