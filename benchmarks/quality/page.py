@@ -10,6 +10,7 @@ from statistics import mean
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.quality.curve import curve_svg
 from benchmarks.quality.rows import Method, Row, read_quality, read_ranks
 from benchmarks.records import table
 from recommender.ranking import Interval, UserBootstrap, gains
@@ -113,11 +114,15 @@ class Results:
 
 
 def write_page(folder: Path) -> None:
-    """Writes `quality.md` beside `quality.json`."""
+    """Writes `quality.md` and its picture beside `quality.json`."""
     results = Results(folder)
     parts = ["# What pruning keeps", _introduction(), *_sets(results), *_comparison(results)]
     parts += [*_curve(results), *_goals(results), *_commands(results)]
     write_file(folder / "quality.md", "\n\n".join(parts) + "\n")
+    points = _points(results)
+    if points:
+        teacher = results.of("movies_and_tv", "teacher", None, None)
+        write_file(folder / "quality_curve.svg", curve_svg(points, teacher[0].ndcg10 if teacher else None))
 
 
 def _introduction() -> str:
@@ -208,7 +213,22 @@ def _curve(results: Results) -> list[str]:
             rows.append([f"{budget:g}", *cells])
     if not rows:
         return []
-    return ["## Quality against training tokens", table(["budget", *CURVE], rows)]
+    picture = "![Quality against training tokens](quality_curve.svg)"
+    key = "Circles are espalier, squares paper, diamonds scratch-distilled; the level is the teacher's."
+    return ["## Quality against training tokens", table(["budget", *CURVE], rows), picture, key]
+
+
+def _points(results: Results) -> dict[str, list[tuple[float, float]]]:
+    """Millions of training tokens and NDCG@10 of each method on the curve, seeds averaged."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for method in CURVE:
+        of_budgets = [results.of("movies_and_tv", method, 95, budget) for budget in BUDGETS]
+        points[method] = [
+            (mean((row.training_tokens or 0) / 1e6 for row in rows), mean(row.ndcg10 for row in rows))
+            for rows in of_budgets
+            if rows
+        ]
+    return {method: series for method, series in points.items() if series}
 
 
 def _goals(results: Results) -> list[str]:

@@ -1,6 +1,7 @@
 """The quality benchmark: equal budgets, rows that can be paired, and a small run of every kind."""
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ def row(method: str, **changes: object) -> Row:
         "seed": 0,
         "size": 95,
         "budget": 1.0,
+        "training_tokens": 1_000_000,
         "hr10": 0.1,
         "ndcg10": 0.05,
         "hr10_interval": (0.08, 0.12),
@@ -85,6 +87,8 @@ def test_rows_and_ranks_are_kept_replaced_and_paired(tmp_path: Path) -> None:
     write_page(tmp_path)
     page = (tmp_path / "quality.md").read_text()
     assert f"{by_hand:.4f} [" in page
+    drawn = ElementTree.fromstring((tmp_path / "quality_curve.svg").read_text())
+    assert len(drawn.findall(".//{*}title")) == 3  # a point for each of our two budgets and one control's
     assert "mean retention over 1 of 3 sets is 1.100 (HR@10) and 0.900 (NDCG@10)" in page
 
 
