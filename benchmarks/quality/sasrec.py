@@ -3,7 +3,7 @@
 Self-Attentive Sequential Recommendation (Kang and McAuley, arXiv 1808.09781), with cross-entropy over
 all items instead of sampled negatives, which is the stronger form (arXiv 2308.07192).
 
-Shapes: B users, T positions, C width, I items, R rows.
+Shapes: B users, T positions, P places with a next item, C width, I items, L titles, R rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LONGEST = 50
 
 
 class SasRec(nn.Module):
-    """Causal self-attention over item embeddings; the next item is scored by its embedding."""
+    """Causal self-attention over item embeddings; the next item is scored by its own."""
 
     def __init__(self, items: int) -> None:
         super().__init__()
@@ -44,13 +44,17 @@ class SasRec(nn.Module):
         self.dropout = nn.Dropout(_DROPOUT)
 
     def forward(self, items_BT: Tensor) -> Tensor:
-        """(B, T, I) scores of every next item; padding stands on the right, where nobody looks."""
+        """(B, T, C) states after each item; padding stands on the right, where nobody looks."""
         length = items_BT.shape[1]
         states_BTC = self.dropout(self.items(items_BT) + self.positions.weight[:length])
         mask_TT = nn.Transformer.generate_square_subsequent_mask(length)
-        states_BTC = self.layers(states_BTC, mask=mask_TT, is_causal=True)
-        scores_BTI: Tensor = states_BTC @ self.items.weight[:-1].T
-        return scores_BTI
+        after_BTC: Tensor = self.layers(states_BTC, mask=mask_TT, is_causal=True)
+        return after_BTC
+
+    def scores(self, states_PC: Tensor) -> Tensor:
+        """(P, I) of every item as the next, at P places of any sequences."""
+        scores_PI: Tensor = states_PC @ self.items.weight[:-1].T
+        return scores_PI
 
 
 def sasrec_ranks(dataset: Dataset, task: RankingTask, seed: int, say: Callable[[str], None]) -> RankArray:
@@ -94,8 +98,10 @@ def _train_epoch(
     model.train()
     for chosen in np.array_split(generator.permutation(len(pieces)), -(-len(pieces) // _BATCH)):
         batch_BT = _padded([pieces[index] for index in chosen], padding)
-        scores_BTI = model(batch_BT[:, :-1])
-        loss = F.cross_entropy(scores_BTI.flatten(0, 1), batch_BT[:, 1:].flatten(), ignore_index=padding)
+        # Most places are padding, and the head over all items is nearly all of the work.
+        next_BT = batch_BT[:, 1:]
+        real_BT = next_BT != padding
+        loss = F.cross_entropy(model.scores(model(batch_BT[:, :-1])[real_BT]), next_BT[real_BT])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -109,12 +115,14 @@ def _ranks(model: SasRec, rows: Rows, leaf_I: Tensor, padding: int) -> RankArray
     for part in _parts(len(rows)):
         histories = [history[-_LONGEST:] for history in rows.histories[part]]
         last_B = torch.tensor([len(history) - 1 for history in histories])
-        scores_BI = model(_padded(histories, padding))[torch.arange(len(histories)), last_B]
+        states_BC = model(_padded(histories, padding))[torch.arange(len(histories)), last_B]
+        scores_BI = model.scores(states_BC)
         titles_BL = torch.full((len(histories), leaves), -torch.inf)
         titles_BL.scatter_reduce_(1, leaf_I.expand(len(histories), -1), scores_BI, "amax")
         target_B = leaf_I[torch.from_numpy(np.asarray(rows.targets_R[part], dtype=np.int64))]
         target_B1 = titles_BL.gather(1, target_B[:, None])
-        ranks.append(((titles_BL > target_B1).sum(1) + 1).numpy().astype(np.int32))
+        # The target itself is not below itself; nor is what has no score, so a diverged model ranks last.
+        ranks.append((~(titles_BL < target_B1)).sum(1).numpy().astype(np.int32))
     ranks_R = np.concatenate(ranks)
     return np.where(ranks_R <= DEPTH, ranks_R, 0).astype(np.int32)
 
