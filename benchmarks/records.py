@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
@@ -30,6 +31,12 @@ def described(packages: Iterable[str]) -> Record:
             "processor": _processor(),
         },
     }
+
+
+def commit() -> str:
+    """What is checked out here, shortened."""
+    asked = ["git", "rev-parse", "--short=12", "HEAD"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float] | None:

@@ -7,50 +7,72 @@ import io
 from datetime import date
 from pathlib import Path
 
+from benchmarks.records import commit
 from pruning.export import read_report
+from pruning.pipeline.results import RunReport
+from recommender.ranking import Interval
 from recommender.storage import write_file
 
 TRIALS_FILE = "quality_trials.csv"
-_COLUMNS = (
+COLUMNS = (
     "date",
+    "commit",
     "dataset",
     "note",
     "recipe",
     "seed",
     "nonembedding",
+    "parameters",
     "steps",
     "loss",
     "catalogue_loss",
     "hr10",
+    "hr10_low",
+    "hr10_high",
     "ndcg10",
+    "ndcg10_low",
+    "ndcg10_high",
 )
 
 
 def log_trial(run: Path, results: Path, note: str) -> None:
-    """Adds a finished run's validation figures to the log.
+    """Adds a finished run's validation figures to the log, with this day and this commit.
 
     Raises:
         RunError: the run is not finished.
     """
-    report = read_report(run)
+    figures = trial_figures(read_report(run))
+    line = {"date": date.today().isoformat(), "commit": commit(), "note": note} | figures
+    file = results / TRIALS_FILE
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    if not file.exists():
+        writer.writeheader()
+    writer.writerow(line)
+    write_file(file, (file.read_text("utf-8") if file.exists() else "") + text.getvalue())
+
+
+def trial_figures(report: RunReport) -> dict[str, object]:
+    """What a run says of itself: nothing of the test split; None where it has no such figure."""
     last = report.stages[-1].after_restoration
-    line = {
-        "date": date.today().isoformat(),
+    return {
         "dataset": report.dataset,
-        "note": note,
         "recipe": report.recipe,
         "seed": report.seed,
         "nonembedding": report.student_shape.nonembedding_parameters,
+        "parameters": report.student_shape.total_parameters,
         "steps": sum(stage.restoration_steps for stage in report.stages),
         "loss": round(last.loss, 4),
         "catalogue_loss": None if last.catalogue_loss is None else round(last.catalogue_loss, 4),
         "hr10": round(last.hr10, 4),
         "ndcg10": round(last.ndcg10, 4),
+        **_bounds("hr10", last.hr10_interval),
+        **_bounds("ndcg10", last.ndcg10_interval),
     }
-    file = results / TRIALS_FILE
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    if not file.exists():
-        writer.writeheader()
-    writer.writerow(line)
-    write_file(file, (file.read_text("utf-8") if file.exists() else "") + text.getvalue())
+
+
+def _bounds(name: str, one: Interval | None) -> dict[str, float | None]:
+    return {
+        f"{name}_low": None if one is None else round(one.low, 4),
+        f"{name}_high": None if one is None else round(one.high, 4),
+    }

@@ -9,7 +9,6 @@ WORK/DATASET/run-SEED/    one run folder for all recipes of a seed: what does no
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -21,6 +20,7 @@ from benchmarks.quality import plan
 from benchmarks.quality.plan import Size
 from benchmarks.quality.rows import Bounds, Method, Row, keep
 from benchmarks.quality.sasrec import sasrec_ranks
+from benchmarks.records import commit
 from pruning.checkpoint import load_checkpoint
 from pruning.data.prepare import PrepareOptions, prepare
 from pruning.evaluation import RankingTask
@@ -183,7 +183,7 @@ def _row(
         training_tokens=tokens if asked.method != "teacher" else _teacher_tokens(bench),
         trials=asked.trials,
         command=asked.command,
-        commit=_commit(),
+        commit=commit(),
         date=date.today().isoformat(),
     )
 
@@ -230,8 +230,3 @@ def _share_with(first: Path, run: Path) -> None:
         if (first / name).exists() and not (run / name).exists():
             (run / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(first / name, run / name)
-
-
-def _commit() -> str:
-    asked = ["git", "rev-parse", "--short=12", "HEAD"]
-    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
