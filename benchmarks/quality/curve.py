@@ -7,10 +7,8 @@ from importlib import resources
 
 from markupsafe import Markup
 
-from pruning.report.plots import Line, line_chart
+from pruning.report.plots import Line, Point, line_chart
 from pruning.report.svg import tag
-
-Point = tuple[float, float]
 
 
 def curve_svg(points: Mapping[str, Sequence[Point]], teacher: float | None) -> str:
@@ -21,11 +19,14 @@ def curve_svg(points: Mapping[str, Sequence[Point]], teacher: float | None) -> s
         "training tokens, millions",
         "NDCG@10 on the test split",
         "Quality against training tokens: " + ", ".join(points),
+        size=(640, 340),
         level=None if teacher is None else ("teacher", teacher),
+        logarithmic=True,
+        key_within=True,
     )
     style = resources.files("pruning.report").joinpath("templates/style.css").read_text("utf-8")
-    # A file of its own needs what the page would give it: a namespace and the colours.
-    drawing, end, _ = str(chart).partition("</svg>")  # behind it stands the key, for a page
-    opened = (drawing + end).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    ground = "svg { background: var(--card); }\n"
+    # A file of its own needs what the page would give it: a namespace, the colours and a ground.
+    opened = str(chart).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     at = opened.index(">") + 1
-    return f"{opened[:at]}{tag('style', Markup(style))}{opened[at:]}"
+    return f"{opened[:at]}{tag('style', Markup(style + ground))}{opened[at:]}\n"

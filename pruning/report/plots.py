@@ -61,6 +61,8 @@ def line_chart(
     mark: tuple[str, float] | None = None,
     places: Sequence[str] = (),
     from_zero: bool = False,
+    logarithmic: bool = False,
+    key_within: bool = False,
 ) -> Markup:
     """Lines over a common x.
 
@@ -75,13 +77,16 @@ def line_chart(
         mark: a named vertical line.
         places: names of x = 0, 1, 2, … instead of numbers.
         from_zero: the y axis begins at zero.
+        logarithmic: equal ratios of x are equally far apart.
+        key_within: the names stand in the picture, at the bottom right, for a file of its own.
     """
     width, height = size
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points] + ([level[1]] if level else [])
     ys += [edge for band in bands for _, *edges in band.edges for edge in edges]
     whole = all(float(x).is_integer() for x in xs)
-    across = Scale(min(xs, default=0), max(xs, default=1), _LEFT, width - _RIGHT, whole=whole)
+    ends = min(xs, default=0), max(xs, default=1)
+    across = Scale(*ends, _LEFT, width - _RIGHT, logarithmic=logarithmic, whole=whole)
     up = Scale(*spread(ys, from_zero=from_zero), height - _BOTTOM, _TOP)
     drawn: list[Markup] = [_axes(across, up, size, x_name, y_name, places)]
     for band in bands:
@@ -97,12 +102,26 @@ def line_chart(
         drawn.append(text(x + 6, _TOP + 10, mark[0], class_="ink"))
     drawn.extend(_line(line, across, up) for line in lines)
     legend = [line for line in lines if line.name]
+    if key_within:
+        return drawing(width, height, alt, *drawn, _key_within(legend, size))
     return drawing(width, height, alt, *drawn) + (key(legend) if len(legend) > 1 else Markup(""))
 
 
 def key(lines: Sequence[Line]) -> Markup:
     """Which name belongs to which line."""
     return tag("ul", *(tag("li", _sample(line), tag("span", line.name)) for line in lines), class_="key")
+
+
+def _key_within(lines: Sequence[Line], size: tuple[int, int]) -> Markup:
+    x, bottom = size[0] - 170, size[1] - _BOTTOM - 14
+    rows = []
+    for row, line in enumerate(reversed(lines)):
+        y = bottom - 18 * row
+        stroke = tag("polyline", points=f"{x},{y} {x + 28},{y}", class_="line")
+        dot = _marker(x + 14, y, line.style, 3.5) if line.dots else Markup("")
+        name = text(x + 36, y + 4, line.name, class_="ink")
+        rows.append(tag("g", stroke, dot, name, class_=f"s{line.style % 5}"))
+    return tag("g", *rows)
 
 
 def scatter(

@@ -8,7 +8,8 @@ import pytest
 from small_run import TITLES, Silent, write_dataset
 
 from benchmarks.quality import plan
-from benchmarks.quality.page import Results, write_page
+from benchmarks.quality.comparison import Results
+from benchmarks.quality.page import write_page
 from benchmarks.quality.reproduce import reproduce
 from benchmarks.quality.rows import Row, keep, read_quality, read_ranks
 from benchmarks.quality.sasrec import sasrec_ranks
@@ -82,8 +83,8 @@ def test_rows_and_ranks_are_kept_replaced_and_paired(tmp_path: Path) -> None:
     assert paired.difference.value == pytest.approx(by_hand)
     assert results.paired("paper", 95, 1.0, ["movies_and_tv"]) is None
     assert results.retention(95) == {"movies_and_tv": (1.1, 0.9)}
-    assert "movies_and_tv espalier at 95 %" not in results.missing()
-    assert "movies_and_tv espalier at 98 %" in results.missing()
+    assert "movies_and_tv espalier at 95 %, seed 0, budget 1" not in results.missing()
+    assert "movies_and_tv espalier at 98 %, seed 0, budget 1" in results.missing()
     write_page(tmp_path)
     page = (tmp_path / "quality.md").read_text()
     assert f"{by_hand:.4f} [" in page
