@@ -45,7 +45,7 @@ test: $(READY) ## Every test that can run here (ARGS=... for pytest)
 	$(BIN)/pytest --cov --cov-report=term:skip-covered $(ARGS)
 
 reproduce: $(READY) ## A published row from nothing; hours (DATASET=movies_and_tv, SOURCE=the folder of its files)
-	@$(BIN)/python -m benchmarks.quality reproduce $(SOURCE)
+	@$(BIN)/python -m benchmarks.quality reproduce $(DATASET) --source "$(SOURCE)"
 
 bench-smoke: $(READY) ## How many times faster than transformers, beside another day's ratio; seconds, and never fails for it
 	@$(BIN)/python -m benchmarks.smoke

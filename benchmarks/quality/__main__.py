@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 from typing import get_args
@@ -25,7 +24,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="where rows, ranks and page stand")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="one row; repeated, it resumes")
-    run.add_argument("source", type=Path, help="interactions, items and splits; its name is the data set's")
+    run.add_argument("dataset", help="what the data set is called in all rows")
+    run.add_argument("--source", type=Path, required=True, help="its interactions, items and splits")
     run.add_argument("--base", type=Path, required=True, help="the pretrained model: a folder or GGUF file")
     run.add_argument("--method", choices=get_args(Method), required=True)
     run.add_argument("--size", type=int, choices=(95, 98), default=95, help="per cent that must go")
@@ -37,7 +37,8 @@ def main() -> None:
     trial.add_argument("run", type=Path)
     trial.add_argument("--note", required=True, help="what was tried")
     again = commands.add_parser("reproduce", help="a data set's espalier row from nothing, beside ours")
-    again.add_argument("source", type=Path)
+    again.add_argument("dataset")
+    again.add_argument("--source", type=Path, required=True, help="its interactions, items and splits")
     again.add_argument("--work", type=Path, default=Path("var/quality"))
     commands.add_parser("page", help="writes quality.md and its plots")
     given = parser.parse_args()
@@ -54,10 +55,11 @@ def _do(given: argparse.Namespace) -> None:
         log_trial(given.run, given.results, given.note)
     elif given.command == "reproduce":
         with console_reporter() as reporter:
-            found = reproduce(given.source, given.work, given.results, reporter)
+            found = reproduce(given.dataset, given.source, given.work, given.results, reporter)
         print("\n".join(found.lines()))
     else:
         asked = Asked(
+            dataset=given.dataset,
             source=given.source,
             base=given.base,
             work=given.work,
@@ -67,7 +69,6 @@ def _do(given: argparse.Namespace) -> None:
             seed=given.seed,
             budget=given.budget,
             trials=given.trials,
-            command=shlex.join(["python", *sys.orig_argv[1:]]),
         )
         with console_reporter() as reporter:
             print(make_row(asked, reporter).model_dump_json(indent=2))

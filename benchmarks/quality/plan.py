@@ -19,11 +19,12 @@ from pruning.teacher.train import TeacherConfig
 from pruning.training.loop import TrainingConfig
 
 Size = Literal[95, 98]
+Shapes = Mapping[Size, Mapping[str, int]]
 PASSES = 12
 """The full budget: as many tokens as so many readings of the training histories."""
 
 # Of SmolLM2-135M: at most 5,310,172 and 2,124,069 non-embedding parameters.
-SHAPES: Mapping[Size, Mapping[str, int]] = {
+SHAPES: Shapes = {
     95: {
         "hidden_size": 288,
         "num_attention_heads": 3,
@@ -76,14 +77,14 @@ def recipe_of(method: Method) -> Recipe:
     return recipes[method]().model_copy(update={"name": method})
 
 
-def target_of(method: Method, size: Size) -> Target:
+def target_of(method: Method, size: Size, shapes: Shapes) -> Target:
     """The final shape, the same for all; whole layers of full width have but a limit to fit in."""
     if method == "depth-only":
         return Target(removed_share=_LIMITS[size])
-    return Target(sizes=dict(SHAPES[size]))
+    return Target(sizes=dict(shapes[size]))
 
 
-def budgeted(recipe: Recipe, steps: int, steps_of_pass: int) -> Recipe:
+def budgeted(recipe: Recipe, steps: int, per_pass: int) -> Recipe:
     """The recipe with its stages' trainings scaled to `steps` in all, in its own proportions.
 
     Nothing ends a training early, so contenders read equally many tokens, and all multiply in bfloat16.
@@ -91,7 +92,7 @@ def budgeted(recipe: Recipe, steps: int, steps_of_pass: int) -> Recipe:
     Args:
         recipe: any.
         steps: of all stages together.
-        steps_of_pass: one reading of the windows that the recipe trains on.
+        per_pass: the steps of one reading of the windows that the recipe trains on.
     """
     epochs = sum(stage.training.epochs for stage in recipe.stages)
     stages = []
@@ -99,10 +100,10 @@ def budgeted(recipe: Recipe, steps: int, steps_of_pass: int) -> Recipe:
         share = max(1, round(steps * stage.training.epochs / epochs))
         training = stage.training.model_copy(
             update={
-                "epochs": math.ceil(share / steps_of_pass),
+                "epochs": math.ceil(share / per_pass),
                 "max_steps": share,
                 "patience": _NEVER_STALE,
-                "validations": max(1, round(_VALIDATIONS * steps_of_pass / share)),
+                "validations": max(1, round(_VALIDATIONS * per_pass / share)),
                 "precision": "bfloat16",
             }
         )

@@ -7,9 +7,16 @@ import io
 from datetime import date
 from pathlib import Path
 
+from benchmarks.quality.budget import tokens_restored
 from benchmarks.records import commit
+from pruning.checkpoint import load_checkpoint
 from pruning.export import read_report
+from pruning.pipeline.record import SOURCES_FILE, RunSources, read_plan
 from pruning.pipeline.results import RunReport
+from pruning.pipeline.stage import read_record
+from pruning.teacher.folder import MODEL_FOLDER
+from recommender.dataset import Dataset
+from recommender.prompt import PromptEncoder
 from recommender.ranking import Interval
 from recommender.storage import write_file
 
@@ -20,10 +27,12 @@ COLUMNS = (
     "dataset",
     "note",
     "recipe",
+    "key",
     "seed",
     "nonembedding",
     "parameters",
     "steps",
+    "training_tokens",
     "loss",
     "catalogue_loss",
     "hr10",
@@ -40,8 +49,10 @@ def log_trial(run: Path, results: Path, note: str) -> None:
 
     Raises:
         RunError: the run is not finished.
+        InputError: its data set or teacher is gone.
     """
-    figures = trial_figures(read_report(run))
+    report = read_report(run)
+    figures = trial_figures(report, _tokens(run, report))
     line = {"date": date.today().isoformat(), "commit": commit(), "note": note} | figures
     file = results / TRIALS_FILE
     text = io.StringIO()
@@ -52,16 +63,21 @@ def log_trial(run: Path, results: Path, note: str) -> None:
     write_file(file, (file.read_text("utf-8") if file.exists() else "") + text.getvalue())
 
 
-def trial_figures(report: RunReport) -> dict[str, object]:
-    """What a run says of itself: nothing of the test split; None where it has no such figure."""
+def trial_figures(report: RunReport, training_tokens: int) -> dict[str, object]:
+    """What a run says of itself: nothing of the test split; None where it has no such figure.
+
+    The key is a digest of recipe, shape, data, teacher and seed: recipes of one name differ in it.
+    """
     last = report.stages[-1].after_restoration
     return {
         "dataset": report.dataset,
         "recipe": report.recipe,
+        "key": report.stages[-1].key,
         "seed": report.seed,
         "nonembedding": report.student_shape.nonembedding_parameters,
         "parameters": report.student_shape.total_parameters,
         "steps": sum(stage.restoration_steps for stage in report.stages),
+        "training_tokens": training_tokens,
         "loss": round(last.loss, 4),
         "catalogue_loss": None if last.catalogue_loss is None else round(last.catalogue_loss, 4),
         "hr10": round(last.hr10, 4),
@@ -69,6 +85,13 @@ def trial_figures(report: RunReport) -> dict[str, object]:
         **_bounds("hr10", last.hr10_interval),
         **_bounds("ndcg10", last.ndcg10_interval),
     }
+
+
+def _tokens(run: Path, report: RunReport) -> int:
+    sources = read_record(run / SOURCES_FILE, RunSources)
+    teacher = load_checkpoint(run / sources.teacher / MODEL_FOLDER)
+    encoder = PromptEncoder(teacher.template, teacher.tokenizer)
+    return tokens_restored(Dataset(run / sources.dataset), encoder, read_plan(run).recipe, report)
 
 
 def _bounds(name: str, one: Interval | None) -> dict[str, float | None]:

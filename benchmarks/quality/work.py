@@ -1,59 +1,93 @@
 """Makes what a row needs, and only what is missing: data set, teacher, run, figures.
 
 WORK/DATASET/dataset/     the prepared data
-WORK/DATASET/teacher/     the fine-tuned base
+WORK/DATASET/teacher/     the fine-tuned base, and in test.npy its ranks of the whole test split
 WORK/DATASET/run-SEED/    one run folder for all recipes of a seed: what does not depend on the recipe
-                          (cached signals, the teacher's figures and test ranks) is made once
+                          (cached signals, the teacher's figures) is made once, and what does not depend
+                          on the seed either is taken from the teacher and the run of seed 0
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+import shlex
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.quality import plan
-from benchmarks.quality.plan import Size
+from benchmarks.quality.budget import (
+    steps_for,
+    steps_of_pass,
+    tokens_of,
+    tokens_read,
+    tokens_restored,
+    training_windows,
+)
+from benchmarks.quality.plan import SHAPES, Shapes, Size
 from benchmarks.quality.rows import Bounds, Method, Row, keep
 from benchmarks.quality.sasrec import sasrec_ranks
 from benchmarks.records import commit
 from pruning.checkpoint import load_checkpoint
 from pruning.data.prepare import PrepareOptions, prepare
 from pruning.evaluation import RankingTask
+from pruning.folder import claim
+from pruning.pipeline.quality import kept_ranks
 from pruning.pipeline.recipe import Recipe
+from pruning.pipeline.record import SETTINGS_FILE, RunSettings
 from pruning.pipeline.results import RunReport
-from pruning.pipeline.run import FIGURES_FILE, TEST_FOLDER, PruneConfig, prune
+from pruning.pipeline.run import TEST_FOLDER, PruneConfig, prune
 from pruning.progress import Reporter
 from pruning.surgery.shape import Shape
 from pruning.teacher.folder import MODEL_FOLDER, TeacherRecord
 from pruning.teacher.train import train_teacher
-from pruning.training.batches import TokenBudgetSampler
-from pruning.training.windows import UserPacker, Window
+from pruning.training.windows import Window
 from recommender.dataset import Dataset
 from recommender.prompt import PromptEncoder
 from recommender.ranking import RankArray, UserBootstrap, gains, hits
+from recommender.storage import write_file
 
-_TEACHER_RANKS = "teacher.npy"
+PEERS: tuple[Method, ...] = ("popularity", "sasrec", "teacher")
+"""Methods that prune nothing."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One row that somebody wants."""
+    """One row that somebody wants.
 
+    Attributes:
+        dataset: what the data set is called in all rows.
+        source: its interactions, items and splits.
+        base: the pretrained model.
+        work: where everything is made.
+        results: where the row is kept.
+        trials: how many settings were tried on the validation split before.
+        shapes: the final shapes; those of SmolLM2-135M suit no other base.
+    """
+
+    dataset: str
     source: Path
     base: Path
     work: Path
     results: Path
     method: Method
-    size: Size
-    seed: int
-    budget: float
-    trials: int
-    command: str
+    size: Size = 95
+    seed: int = 0
+    budget: float = 1.0
+    trials: int = 1
+    shapes: Shapes = field(default_factory=lambda: SHAPES)
+
+    @property
+    def command(self) -> str:
+        """What makes the row again, without the folders of the machine that made it."""
+        words = ["python", "-m", "benchmarks.quality", "run", self.dataset]
+        words += ["--source", self.source.resolve().name, "--base", self.base.resolve().name]
+        words += ["--method", self.method, "--seed", str(self.seed)]
+        if self.method not in PEERS:
+            words += ["--size", str(self.size), "--budget", f"{self.budget:g}"]
+        return shlex.join([*words, "--trials", str(self.trials)])
 
 
 @dataclass(frozen=True)
@@ -67,17 +101,34 @@ class Bench:
     encoder: PromptEncoder
 
     @property
+    def dataset_folder(self) -> Path:
+        return self.folder / "dataset"
+
+    @property
     def teacher_folder(self) -> Path:
         return self.folder / "teacher"
+
+    @property
+    def teacher_ranks(self) -> Path:
+        return self.teacher_folder / "test.npy"
 
     def run_folder(self, seed: int) -> Path:
         return self.folder / f"run-{seed}"
 
+    def windows(self, recipe: Recipe | None = None, seed: int = 0) -> list[Window]:
+        """What a recipe trains on; of none, the training histories as they are."""
+        more = None if recipe is None else recipe.augmentation
+        return training_windows(self.dataset, self.encoder, more, seed)
+
 
 def make_row(asked: Asked, reporter: Reporter) -> Row:
-    """Makes the row and keeps it; repeated after an interruption it goes on."""
+    """Makes the row and keeps it; repeated after an interruption it goes on.
+
+    Raises:
+        RecipeError: the method has no shape that small.
+    """
     bench = make_bench(asked, reporter)
-    if asked.method in ("popularity", "sasrec", "teacher"):
+    if asked.method in PEERS:
         ranks_R, row = _peer(bench, asked, reporter)
     else:
         ranks_R, row = _pruned(bench, asked, reporter)
@@ -88,10 +139,9 @@ def make_row(asked: Asked, reporter: Reporter) -> Row:
 
 def make_bench(asked: Asked, reporter: Reporter) -> Bench:
     """The data set and its teacher."""
-    name = asked.source.resolve().name
-    folder = asked.work / name
+    folder = asked.work / asked.dataset
     if not (folder / "dataset").exists():
-        prepare(asked.source, folder / "dataset", PrepareOptions(name=name), reporter.say)
+        prepare(asked.source, folder / "dataset", PrepareOptions(name=asked.dataset), reporter.say)
     record = train_teacher(
         folder / "dataset", folder / "teacher", plan.teacher_config(asked.base), reporter
     )
@@ -105,48 +155,69 @@ def make_bench(asked: Asked, reporter: Reporter) -> Bench:
 def recipe_for(bench: Bench, method: Method, seed: int, budget: float) -> Recipe:
     """The method's recipe at a share of the full budget."""
     recipe = plan.recipe_of(method)
-    per_pass = len(_sampler(_windows(bench, None, seed), recipe))
-    steps = round(budget * plan.PASSES * per_pass)
-    return plan.budgeted(recipe, steps, len(_sampler(_windows(bench, recipe, seed), recipe)))
+    windows, training = bench.windows(recipe, seed), recipe.stages[-1].training
+    tokens = round(budget * plan.PASSES * tokens_of(bench.windows()))
+    return plan.budgeted(recipe, steps_for(tokens, windows, training), steps_of_pass(windows, training))
 
 
 def _pruned(bench: Bench, asked: Asked, reporter: Reporter) -> tuple[RankArray, Row]:
     run = bench.run_folder(asked.seed)
-    _share_with(bench.run_folder(0), run)
     recipe = recipe_for(bench, asked.method, asked.seed, asked.budget)
     config = PruneConfig(
         recipe=recipe,
-        target=plan.target_of(asked.method, asked.size),
+        target=plan.target_of(asked.method, asked.size, asked.shapes),
         seed=asked.seed,
         validation_rows=1000,
     )
-    report = prune(bench.folder / "dataset", bench.teacher_folder, run, config, reporter)
+    _rank_teacher(bench, reporter)
+    _begin(bench, run, config)
+    report = prune(bench.dataset_folder, bench.teacher_folder, run, config, reporter)
     ranks_R = np.load(run / TEST_FOLDER / f"student-{report.stages[-1].key}.npy")
-    windows = _windows(bench, recipe, asked.seed)
-    per_step = sum(len(window.tokens) for window in windows) / len(_sampler(windows, recipe))
-    steps = sum(stage.restoration_steps for stage in report.stages)
-    return ranks_R, _row(bench, asked, ranks_R, report=report, tokens=round(steps * per_step))
+    tokens = tokens_restored(bench.dataset, bench.encoder, recipe, report)
+    return ranks_R, _row(bench, asked, ranks_R, report=report, tokens=tokens)
 
 
 def _peer(bench: Bench, asked: Asked, reporter: Reporter) -> tuple[RankArray, Row]:
     """What is not pruned: the teacher, and the two that know no titles."""
+    tokens = None
     if asked.method == "popularity":
         ranks_R = bench.task.popularity_ranks()
     elif asked.method == "sasrec":
         ranks_R = sasrec_ranks(bench.dataset, bench.task, asked.seed, reporter.say)
     else:
-        ranks_R = _teacher_ranks(bench)
-    return ranks_R, _row(bench, asked, ranks_R, report=None, tokens=None)
+        ranks_R = _rank_teacher(bench, reporter)
+        windows, training = bench.windows(), plan.teacher_config(asked.base).training
+        tokens = tokens_read(windows, training, bench.record.fit.steps)
+    return ranks_R, _row(bench, asked, ranks_R, report=None, tokens=tokens)
 
 
-def _teacher_ranks(bench: Bench) -> RankArray:
-    """As the first run of seed 0 measured them.
+def _rank_teacher(bench: Bench, reporter: Reporter) -> RankArray:
+    """The teacher's ranks of the test split; measured once, whatever is pruned from it."""
+    if not bench.teacher_ranks.exists():
+        reporter.say(f"ranking the whole test split with the teacher: {len(bench.task.rows):,} rows")
+    model = load_checkpoint(bench.teacher_folder / MODEL_FOLDER).model
+    return kept_ranks(bench.task, model, bench.teacher_ranks, reporter)
 
-    Raises:
-        FileNotFoundError: there was none yet.
+
+def _begin(bench: Bench, run: Path, config: PruneConfig) -> None:
+    """Begins a run folder as `prune` would, with what another seed's run or the teacher has already.
+
+    The teacher's figures are not among it: they are measured on validation rows that the seed draws.
+    Signals of augmented histories have the seed in their name, and so are found by their own seed only.
     """
-    ranks_R: RankArray = np.load(bench.run_folder(0) / TEST_FOLDER / _TEACHER_RANKS)
-    return ranks_R
+    settings = RunSettings(
+        dataset_sha256=bench.dataset.digest,
+        teacher_sha256=bench.record.model_sha256,
+        seed=config.seed,
+        validation_rows=config.validation_rows,
+    )
+    claim(run, SETTINGS_FILE, settings)
+    ranks = run / TEST_FOLDER / "teacher.npy"
+    if not ranks.exists():
+        write_file(ranks, bench.teacher_ranks.read_bytes())
+    for signals in bench.run_folder(0).glob("signals-*"):
+        if not (run / signals.name).exists():
+            (run / signals.name).symlink_to(os.path.relpath(signals.resolve(), run.resolve()))
 
 
 def _row(
@@ -180,7 +251,7 @@ def _row(
         retention_ndcg10_interval=_bounds(retained.low, retained.high) if retained else None,
         teacher_hr10=None if test is None else test.teacher.hr10.value,
         teacher_ndcg10=None if test is None else test.teacher.ndcg10.value,
-        training_tokens=tokens if asked.method != "teacher" else _teacher_tokens(bench),
+        training_tokens=tokens,
         trials=asked.trials,
         command=asked.command,
         commit=commit(),
@@ -203,30 +274,3 @@ def _bytes_of(bench: Bench, method: Method, report: RunReport | None) -> int | N
         return report.stages[-1].bytes
     model = bench.teacher_folder / MODEL_FOLDER / "model.safetensors"
     return model.stat().st_size if method == "teacher" else None
-
-
-def _teacher_tokens(bench: Bench) -> int:
-    windows = UserPacker(bench.encoder, bench.dataset.catalogue.titles).training(bench.dataset)
-    training = plan.teacher_config(bench.folder).training
-    steps_of_pass = len(TokenBudgetSampler(windows, training.tokens_per_batch, training.seed))
-    return round(sum(len(w.tokens) for w in windows) * bench.record.fit.steps / steps_of_pass)
-
-
-def _windows(bench: Bench, recipe: Recipe | None, seed: int) -> Sequence[Window]:
-    """What a recipe trains on; of none, the training histories as they are."""
-    packer = UserPacker(bench.encoder, bench.dataset.catalogue.titles)
-    more = recipe.augmentation if recipe else None
-    windows = packer.training(bench.dataset)
-    return windows if more is None else [*windows, *packer.augmented(bench.dataset, more, seed)]
-
-
-def _sampler(windows: Sequence[Window], recipe: Recipe) -> TokenBudgetSampler:
-    return TokenBudgetSampler(windows, recipe.stages[-1].training.tokens_per_batch, seed=0)
-
-
-def _share_with(first: Path, run: Path) -> None:
-    """Spares a seed's run the teacher's figures, which do not depend on the seed that prunes."""
-    for name in (FIGURES_FILE, f"{TEST_FOLDER}/{_TEACHER_RANKS}"):
-        if (first / name).exists() and not (run / name).exists():
-            (run / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(first / name, run / name)

@@ -5,18 +5,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from small_run import TITLES, Silent, write_dataset
+from small_run import TITLES, write_dataset
 
 from benchmarks.quality import plan
 from benchmarks.quality.comparison import Results
 from benchmarks.quality.page import write_page
-from benchmarks.quality.reproduce import reproduce
 from benchmarks.quality.rows import Row, keep, read_quality, read_ranks
 from benchmarks.quality.sasrec import sasrec_ranks
 from pruning.evaluation import RankingTask
 from pruning.teacher.scratch import train_tokenizer
 from recommender.dataset import Dataset
-from recommender.errors import InputError
 from recommender.prompt import PromptEncoder, PromptTemplate
 from recommender.ranking import gains
 
@@ -102,8 +100,3 @@ def test_sasrec_finds_what_follows_what(tmp_path: Path) -> None:
     assert len(said) == 30
     assert gains(ranks_R, 10).mean() > 1.5 * gains(task.popularity_ranks(), 10).mean()
     assert (sasrec_ranks(dataset, task, 0, said.append) == ranks_R).all()
-
-
-def test_nothing_to_reproduce_from(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="give SOURCE=FOLDER"):
-        reproduce(tmp_path / "nowhere", tmp_path, tmp_path, Silent())

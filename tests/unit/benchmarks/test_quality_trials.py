@@ -1,13 +1,11 @@
-"""The log of trials: a line a run, of validation figures alone."""
+"""The log of trials: a line a run, of validation figures alone. `test_quality_work` notes a real one."""
 
-import csv
 from pathlib import Path
 
 import pytest
 
-from benchmarks.quality.trials import COLUMNS, TRIALS_FILE, log_trial
+from benchmarks.quality.trials import COLUMNS, TRIALS_FILE, log_trial, trial_figures
 from pruning.errors import RunError
-from pruning.export import REPORT_FILE
 from pruning.pipeline.results import Contender, Figures, RunReport, StageResult, TestResult
 from pruning.surgery.shape import Shape
 from recommender.ranking import Interval, Metrics
@@ -50,11 +48,11 @@ def stage(name: str, layers: int, after: Figures, steps: int) -> StageResult:
     )
 
 
-def write_report(run: Path) -> RunReport:
+def run_report() -> RunReport:
     names = ("hr1", "hr5", "hr10", "hr20", "ndcg5", "ndcg10", "ndcg20")
     one = Interval(value=TEST_FIGURE, low=TEST_FIGURE, high=TEST_FIGURE)
     model = Contender(metrics=Metrics(rows=1, **dict.fromkeys(names, TEST_FIGURE)), hr10=one, ndcg10=one)
-    report = RunReport(
+    return RunReport(
         dataset="rivers",
         dataset_sha256="d",
         base="scratch",
@@ -76,28 +74,19 @@ def write_report(run: Path) -> RunReport:
             student_over_popularity_ndcg10=one,
         ),
     )
-    run.mkdir()
-    (run / REPORT_FILE).write_text(report.model_dump_json())
-    return report
 
 
-def test_runs_are_noted_one_below_the_other(tmp_path: Path) -> None:
-    report = write_report(tmp_path / "run")
-    log_trial(tmp_path / "run", tmp_path, "a first one, with a comma")
-    log_trial(tmp_path / "run", tmp_path, "again")
-    text = (tmp_path / TRIALS_FILE).read_text()
-    first, second = csv.DictReader(text.splitlines())
-    assert tuple(first) == COLUMNS
-    assert (first["note"], second["note"]) == ("a first one, with a comma", "again")
-    assert (first["dataset"], first["recipe"], first["seed"], first["steps"]) == (
-        *("rivers", "espalier", "2", "42"),
-    )
-    assert first["nonembedding"] == str(report.student_shape.nonembedding_parameters)
+def test_a_trial_is_the_last_stage_on_the_validation_split() -> None:
+    report = run_report()
+    figures = trial_figures(report, 86_000)
+    assert figures.keys() | {"date", "commit", "note"} == set(COLUMNS)
+    assert (figures["dataset"], figures["recipe"], figures["seed"]) == ("rivers", "espalier", 2)
+    assert (figures["key"], figures["steps"], figures["training_tokens"]) == ("depth", 42, 86_000)
+    assert figures["nonembedding"] == report.student_shape.nonembedding_parameters
     assert report.student_shape.num_hidden_layers == 1
-    assert (first["loss"], first["catalogue_loss"]) == ("8.6124", "6.5")
-    assert (first["ndcg10"], first["ndcg10_low"], first["ndcg10_high"]) == ("0.11", "0.095", "0.125")
-    assert len(first["commit"]) >= 7
-    assert str(TEST_FIGURE) not in text
+    assert (figures["loss"], figures["catalogue_loss"]) == (8.6124, 6.5)
+    assert (figures["ndcg10"], figures["ndcg10_low"], figures["ndcg10_high"]) == (0.11, 0.095, 0.125)
+    assert TEST_FIGURE not in figures.values()
 
 
 def test_an_unfinished_run_is_no_trial(tmp_path: Path) -> None:
