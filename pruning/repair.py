@@ -94,10 +94,13 @@ def _match_gains(
     channels: Tensor,
     calibration: Sequence[CalibrationBatch],
 ) -> None:
-    """Scales the cut norms' gains so that what they give is on average what it was on the kept channels.
+    """Scales the cut norms' gains so that what they give comes nearest to what it was on the kept channels.
 
     A norm now divides by the root mean square over the kept channels; wanted is that over all of them.
+    The mean over tokens of the first over the second is the factor of least squared error, since each
+    token's kept part, once normalised, is equally long.
     """
+    epsilon = model.config.rms_norm_eps
     norms = [norm for index in kept for norm in _norms_of(whole.layers[index])] + [whole.final_norm]
     cut_norms = [norm for layer in small.layers for norm in _norms_of(layer)] + [small.final_norm]
     sums = torch.zeros(len(norms), dtype=torch.float64, device=model.device)
@@ -109,7 +112,8 @@ def _match_gains(
             whole.final_norm(run_layers(whole.layers, stream.hidden_RTC, stream))
         for place, read in enumerate(reads):
             squares_SC = read[0][stream.real_RT].double().square()
-            sums[place] += (squares_SC[:, channels].mean(-1) / squares_SC.mean(-1)).sqrt().sum()
+            kept_S, whole_S = squares_SC[:, channels].mean(-1), squares_SC.mean(-1)
+            sums[place] += ((kept_S + epsilon) / (whole_S + epsilon)).sqrt().sum()
         tokens += stream.real_RT.sum()
     sums, tokens = processes.total(sums), processes.total(tokens)
     for norm, ratio in zip(cut_norms, (sums / tokens).tolist(), strict=True):

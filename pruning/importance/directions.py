@@ -41,7 +41,7 @@ def principal_directions(
             norms += [layer.input_norm, layer.post_attention_norm]
         for index, batch in enumerate(mine):
             stream = enter(model, decoder, batch)
-            add = _adding(moment_CC, stream.real_RT)
+            add = _adding(moment_CC, stream.real_RT, model.config.rms_norm_eps)
             with ExitStack() as hooks:
                 for norm in norms:
                     hooks.enter_context(reading_input(norm, add))
@@ -54,10 +54,10 @@ def principal_directions(
     return basis_CC * basis_CC.gather(0, largest_1C).sign()
 
 
-def _adding(moment_CC: Tensor, real_RT: Tensor) -> Callable[[Tensor], None]:
+def _adding(moment_CC: Tensor, real_RT: Tensor, epsilon: float) -> Callable[[Tensor], None]:
     def add(stream_RTC: Tensor) -> None:
-        read_SC = stream_RTC[real_RT]
-        unit_SC = read_SC / read_SC.square().mean(dim=-1, keepdim=True).sqrt()
+        read_SC = stream_RTC[real_RT].double()
+        unit_SC = read_SC * (read_SC.square().mean(dim=-1, keepdim=True) + epsilon).rsqrt()
         moment_CC.add_(unit_SC.T @ unit_SC)
 
     return add

@@ -10,7 +10,7 @@ from pruning.importance.random_choice import RandomImportance
 from pruning.importance.selection import select
 from pruning.repair import repair, ridge_fit
 from pruning.surgery.adapter import redrawn
-from pruning.surgery.retained import Cut, RetainedLayers, RetainedNeurons
+from pruning.surgery.retained import Cut, RetainedHidden, RetainedLayers, RetainedNeurons
 from pruning.surgery.shape import Shape
 from pruning.surgery.slicing import apply_cut
 
@@ -143,6 +143,23 @@ def _last(model, batch: CalibrationBatch) -> torch.Tensor:
     model.model(batch.tokens_BT)
     handle.remove()
     return seen[0]
+
+
+def test_a_narrower_norm_gives_what_comes_nearest_to_the_wider_one(model, calibration) -> None:
+    channels = torch.arange(0, 24, 2)
+    cut = Cut(hidden=RetainedHidden(channels=tuple(channels.tolist())))
+    plain, matched = apply_cut(model, cut), apply_cut(model, cut)
+    repair(model, matched, cut, calibration, 1e9, lambda *_: None)  # so nothing is refitted
+    with torch.no_grad():
+        tokens_S = torch.cat([batch.tokens_BT[batch.attention_mask_BT] for batch in calibration])
+        stream_SC = model.model.embed_tokens(tokens_S)
+        wanted_SC = model.model.layers[0].input_layernorm(stream_SC)[:, channels]
+        given_SC = plain.model.layers[0].input_layernorm(stream_SC[:, channels])
+    best = (wanted_SC * given_SC).sum() / given_SC.square().sum()
+    assert abs(best - 1) > 1e-3
+    gain_C = matched.model.layers[0].input_layernorm.weight
+    torch.testing.assert_close(gain_C, best.expand(12), rtol=1e-4, atol=0)
+    assert not torch.equal(matched.model.norm.weight, plain.model.norm.weight)
 
 
 def test_before_is_untouched(model, calibration) -> None:

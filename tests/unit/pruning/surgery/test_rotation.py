@@ -32,6 +32,7 @@ def batches(tokens_BT: torch.Tensor) -> list[CalibrationBatch]:
     [
         ("llama", {"tie_word_embeddings": True}),
         ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("qwen3", {"attention_bias": True}),
         ("qwen3", {"tie_word_embeddings": True}),
         ("qwen2", {}),
     ],
@@ -89,3 +90,16 @@ def test_a_stream_of_few_dimensions_is_cut_to_them_without_loss(make_model, toke
     assert not torch.allclose(small(tokens_BT).logits, model(tokens_BT).logits, atol=1e-2)
     repair(turned, small, cut, calibration, 0.01, lambda *_: None)
     torch.testing.assert_close(small(tokens_BT).logits, model(tokens_BT).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_a_token_that_enters_as_nothing_spoils_nothing(make_model, tokens_BT):
+    model = make_model("llama")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[tokens_BT[0, 0]] = 0
+    calibration = batches(tokens_BT)
+    turned = rotated(model, principal_directions(model, calibration, lambda *_: None))
+    torch.testing.assert_close(turned(tokens_BT).logits, model(tokens_BT).logits, rtol=1e-5, atol=1e-5)
+    cut = Cut(hidden=RetainedHidden(channels=tuple(range(20))))
+    small = apply_cut(turned, cut)
+    repair(turned, small, cut, calibration, 0.01, lambda *_: None)
+    assert small(tokens_BT).logits.isfinite().all()
