@@ -70,6 +70,10 @@ class RunPlan(_Record):
             return settings.first_key
         return digest(settings.first_key, self.recipe.calibration.model_dump(), "rotated")
 
+    def directions_file(self, run: Path, settings: RunSettings) -> Path:
+        """Where the basis of a rotated run is, or will be."""
+        return run / f"directions-{self.first_key(settings)}.safetensors"
+
 
 class RunSources(_Record):
     """Paths seen from the run's folder, so that the three can move together."""

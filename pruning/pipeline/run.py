@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruning import processes
@@ -121,7 +122,9 @@ def prune(
     bench = _prepare(dataset, teacher, out, config, reporter)
     reporter.say("measuring the teacher on the validation split")
     teacher_figures = kept(out / FIGURES_FILE, Figures, lambda: bench.figures(teacher.model))
-    student = _turned(bench, whole, plan.first_key(settings)) if config.recipe.rotate else whole
+    student = whole
+    if config.recipe.rotate:
+        student = _turned(bench, whole, plan.directions_file(out, settings))
     results: list[StageResult] = []
     for stage in planned:
         result, student = run_stage(bench, stage, student)
@@ -188,18 +191,25 @@ def _prepare(
     )
 
 
-def _turned(bench: Bench, whole: CausalModel, key: str) -> CausalModel:
+def _turned(bench: Bench, whole: CausalModel, file: Path) -> CausalModel:
     """The whole model in its principal directions, which stand in a file once they are known."""
-    file = bench.folder / f"directions-{key}.safetensors"
     if not processes.once(file.exists):
         counter = bench.reporter.counter("finding the stream's principal directions")
         found_CC = principal_directions(whole, bench.calibration, counter)
         processes.once(lambda: write_file(file, save({"basis": found_CC.contiguous()})))
+    return rotated(whole, read_directions(file))
+
+
+def read_directions(file: Path) -> Tensor:
+    """(C, C) the basis that a rotated run stands in.
+
+    Raises:
+        RunError: the file is damaged.
+    """
     try:
-        basis_CC = load_file(file)["basis"]
+        return load_file(file)["basis"]
     except (OSError, SafetensorError, KeyError) as error:
         raise RunError(f"{file}: damaged ({error}); remove it and run again") from error
-    return rotated(whole, basis_CC)
 
 
 def calibration_batches(windows: Sequence[Window], count: int, seed: int) -> list[CalibrationBatch]:

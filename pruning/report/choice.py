@@ -42,6 +42,11 @@ def reasons(plan: RunPlan) -> list[str]:
             f"Hidden width {final.hidden_size} and MLP width {final.intermediate_size} are multiples of 8, "
             "which suits every vector unit."
         )
+    if recipe.rotate:
+        found.append(
+            "Before the first cut the residual stream is turned into its principal directions, so a hidden "
+            "channel is one of them, the strongest first. A tied vocabulary head is untied by that."
+        )
     for number, stage in enumerate(recipe.stages, start=1):
         axes = " and ".join(_AXIS_WORDS[axis] for axis in stage.keep)
         drawn = "" if stage.weights == "inherited" else " Its weights are then drawn anew: a control."

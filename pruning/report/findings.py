@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch import Tensor
+
 from pruning.checkpoint import Checkpoint, load_checkpoint
 from pruning.errors import RunError
 from pruning.evaluation import RankingTask, lean_transformer
@@ -19,6 +21,7 @@ from pruning.pipeline.run import (
     HISTORIES_FILE,
     ReferenceHistories,
     calibration_batches,
+    read_directions,
 )
 from pruning.pipeline.stage import STUDENT_FOLDER, read_record
 from pruning.progress import Reporter
@@ -27,6 +30,7 @@ from pruning.report.latency import LatencyReport, measure_latency
 from pruning.report.reading import RunView, read_run
 from pruning.report.redundancy import Redundancy, measure_redundancy
 from pruning.surgery.canonical import canonical
+from pruning.surgery.rotation import rotated
 from pruning.teacher.folder import RECORD_FILE, TeacherRecord, open_teacher
 from pruning.training.windows import UserPacker
 from recommender.catalogue import Catalogue
@@ -44,6 +48,7 @@ class Findings:
 
     Attributes:
         missing: what is not there and why, one sentence each.
+        turned: whether redundancy is that of the teacher turned into its principal directions.
         latency: by `teacher` and `student`, as far as they are there.
     """
 
@@ -51,6 +56,7 @@ class Findings:
     missing: tuple[str, ...]
     teacher: TeacherRecord | None = None
     redundancy: Redundancy | None = None
+    turned: bool = False
     examples: tuple[Example, ...] = field(default=())
     latency: LatencyReport | None = None
 
@@ -78,10 +84,12 @@ def gather(run: Path, dataset: Path | None, teacher: Path | None, reporter: Repo
     found = _find(view, dataset, teacher)
     missing = [*view.missing, *found.missing]
     checkpoint = None if found.teacher is None else load_checkpoint(found.teacher[1])
+    directions = view.plan.directions_file(view.path, view.settings)
+    basis_CC = read_directions(directions) if directions.is_file() else None
     redundancy = None
     if checkpoint is not None and found.dataset is not None:
         reporter.say("measuring what the teacher repeats")
-        redundancy = _redundancy(view, checkpoint, found.dataset, reporter)
+        redundancy = _redundancy(view, checkpoint, found.dataset, basis_CC, reporter)
     models = _models(view, checkpoint)
     latency = None
     if models:
@@ -96,6 +104,7 @@ def gather(run: Path, dataset: Path | None, teacher: Path | None, reporter: Repo
         missing=tuple(missing),
         teacher=None if found.teacher is None else found.teacher[0],
         redundancy=redundancy,
+        turned=basis_CC is not None,
         examples=tuple(shown),
         latency=latency,
     )
@@ -145,11 +154,16 @@ def _sources(view: RunView) -> RunSources:
     return read_record(view.path / SOURCES_FILE, RunSources)
 
 
-def _redundancy(view: RunView, checkpoint: Checkpoint, dataset: Dataset, reporter: Reporter) -> Redundancy:
+def _redundancy(
+    view: RunView, checkpoint: Checkpoint, dataset: Dataset, basis_CC: Tensor | None, reporter: Reporter
+) -> Redundancy:
     encoder = PromptEncoder(checkpoint.template, checkpoint.tokenizer)
     windows = UserPacker(encoder, dataset.catalogue.titles).training(dataset)
     batches = calibration_batches(windows, _WINDOWS, view.settings.seed)
-    return measure_redundancy(canonical(checkpoint.model), batches, reporter.counter("measuring"))
+    whole = canonical(checkpoint.model)
+    if basis_CC is not None:
+        whole = rotated(whole, basis_CC)
+    return measure_redundancy(whole, batches, reporter.counter("measuring"))
 
 
 def _models(view: RunView, teacher: Checkpoint | None) -> dict[str, Checkpoint]:

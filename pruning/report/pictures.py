@@ -40,7 +40,10 @@ def anatomy(view: RunView) -> dict[str, Markup]:
         pictures["heads"] = head_map(fates, None if scores is None else scores.values, names, alt)
     if any(cut.hidden for cut in cuts):
         kept = int((fates.hidden_C == 0).sum())
-        alt = f"{kept} of {len(fates.hidden_C)} hidden channels stay, spread over the whole width."
+        where = (
+            "the strongest direction first" if view.plan.recipe.rotate else "spread over the whole width"
+        )
+        alt = f"{kept} of {len(fates.hidden_C)} hidden channels stay, {where}."
         pictures["hidden"] = strip(fates.hidden_C, alt)
     if any(cut.mlp for cut in cuts):
         pictures["mlp"] = _kept_importance(view, fates.mlp_LF.shape[1])

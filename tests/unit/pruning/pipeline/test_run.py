@@ -18,6 +18,7 @@ from pruning.pipeline.plan import Target
 from pruning.pipeline.results import RunReport
 from pruning.pipeline.run import PruneConfig, prune
 from pruning.pipeline.stage import stage_folder
+from pruning.report.build import write_report
 from pruning.surgery.shape import Shape
 from pruning.teacher.train import train_teacher
 from recommender.artifact import MANIFEST, Artifact
@@ -302,6 +303,19 @@ def test_a_rotated_student_of_augmented_decisions_resumes_and_is_exported(
     (run / "report.json").unlink()
     assert prune(folder / "dataset", folder / "teacher", run, asked, Silent()) == first
     assert directions.stat().st_mtime_ns == stood
+
+    shown = write_report(run, Silent())
+    assert shown.missing == ()
+    page = shown.page.read_text()
+    assert "16 of 32 hidden channels stay, the strongest direction first" in page
+    assert "% of the principal directions of the stream carry 80 %" in page
+
+    directions.write_bytes(b"no tensors")
+    (run / "report.json").unlink()
+    with pytest.raises(RunError, match=r"directions-.*damaged"):
+        prune(folder / "dataset", folder / "teacher", run, asked, Silent())
+    directions.unlink()
+    assert prune(folder / "dataset", folder / "teacher", run, asked, Silent()) == first
 
     artifact = export(run, tmp_path / "artifact")
     assert artifact is not None
