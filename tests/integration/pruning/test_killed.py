@@ -45,7 +45,7 @@ def train(folder: Path) -> list[str]:
 
 
 def prune(folder: Path) -> list[str]:
-    (folder / "recipe.toml").write_text(RECIPE)
+    (folder / "recipe.toml").write_text("rotate = true\n" + RECIPE)
     return command(
         *("prune", folder / "dataset", folder / "teacher", "--out", folder / "run"),
         *("--recipe", folder / "recipe.toml", "--validation-rows", "20"),
@@ -109,6 +109,7 @@ def test_train(trained: Path, tmp_path: Path, moment: str) -> None:
 @pytest.mark.parametrize(
     "moment",
     [
+        "directions-*",
         "scores/*",
         "stages/1-width-*/cut.json",
         "signals-*/*",

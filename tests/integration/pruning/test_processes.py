@@ -24,9 +24,9 @@ pytestmark = pytest.mark.slow
 
 PATIENCE_S = 120
 CALIBRATION_WINDOWS = 60
-# One stage is repaired in closed form, and the scores read more than one batch.
-TWO_SHARES = RECIPE.replace("windows = 4", f"windows = {CALIBRATION_WINDOWS}").replace(
-    'importance = "activation"', 'importance = "activation"\nrepair = { ridge = 0.01 }'
+# The stream is turned, all stages are repaired in closed form, and the scores read more than one batch.
+TWO_SHARES = "rotate = true\n" + RECIPE.replace("windows = 4", f"windows = {CALIBRATION_WINDOWS}").replace(
+    "keep =", "repair = { ridge = 0.01 }\nkeep ="
 )
 # What the command makes of TRAIN.
 CONFIG = teacher_config(epochs=3, weight_decay=0.1)
@@ -130,8 +130,8 @@ def test_pruning_by_two_processes_is_that_of_one(alone: Path, tmp_path: Path) ->
         assert mine["restoration_steps"] == theirs["restoration_steps"]
     written = sorted(file.relative_to(run) for file in run.rglob("*") if file.is_file())
     parts = [file for file in written if file.suffix == ".safetensors" and "training" not in file.parts]
-    kinds = {re.sub("^(signals-[0-9]+)-.*", "\\1", file.parts[0]) for file in parts}
-    assert kinds == {"scores", "signals-64", "signals-8", "stages"}
+    kinds = {re.sub("^(signals-[0-9]+|directions)-.*", "\\1", file.parts[0]) for file in parts}
+    assert kinds == {"directions", "scores", "signals-64", "signals-8", "stages"}
     for file in parts:
         same_tensors(run / file, alone / "run" / file)
     for file in run.glob("stages/*/cut.json"):
