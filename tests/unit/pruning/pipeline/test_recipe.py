@@ -42,7 +42,7 @@ def test_errors_name_the_file_and_the_place(tmp_path: Path, change: tuple[str, s
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(RecipeError, match="activation, demo, paper"):
+    with pytest.raises(RecipeError, match="activation, demo, espalier, paper"):
         load_recipe("papper")
 
 
