@@ -22,7 +22,7 @@ from recommender.dataset import Dataset, Rows
 from recommender.ranking import DEPTH, RankArray, gains
 
 _WIDTH, _LAYERS, _HEADS, _DROPOUT = 64, 2, 2, 0.3
-_EPOCHS, _BATCH, _LEARNING_RATE = 30, 128, 1e-3
+_EPOCHS, _PATIENCE, _BATCH, _LEARNING_RATE = 200, 10, 128, 1e-3
 _LONGEST = 50
 
 
@@ -60,7 +60,7 @@ class SasRec(nn.Module):
 def sasrec_ranks(dataset: Dataset, task: RankingTask, seed: int, say: Callable[[str], None]) -> RankArray:
     """(R,) the ranks of the task's targets among distinct titles, by the best epoch on validation.
 
-    A title is scored by its best item.
+    A title is scored by its best item. Training ends when ten epochs have improved nothing.
 
     Args:
         dataset: its training histories are learned from, its validation rows choose the epoch.
@@ -77,13 +77,15 @@ def sasrec_ranks(dataset: Dataset, task: RankingTask, seed: int, say: Callable[[
         torch.manual_seed(seed)
         model = SasRec(items)
         optimizer = torch.optim.Adam(model.parameters(), lr=_LEARNING_RATE)
-        best, weights = -1.0, copy.deepcopy(model.state_dict())
+        best, best_epoch, weights = -1.0, 0, copy.deepcopy(model.state_dict())
         for epoch in range(1, _EPOCHS + 1):
             _train_epoch(model, optimizer, pieces, items, np.random.default_rng((seed, epoch)))
             ndcg10 = float(gains(_ranks(model, valid, leaf_I, items), 10).mean())
             say(f"SASRec epoch {epoch}: validation NDCG@10 {ndcg10:.4f}")
             if ndcg10 > best:
-                best, weights = ndcg10, copy.deepcopy(model.state_dict())
+                best, best_epoch, weights = ndcg10, epoch, copy.deepcopy(model.state_dict())
+            if epoch - best_epoch >= _PATIENCE:
+                break
         model.load_state_dict(weights)
         return _ranks(model, task.rows, leaf_I, items)
 

@@ -97,6 +97,8 @@ def test_sasrec_finds_what_follows_what(tmp_path: Path) -> None:
     task = RankingTask(dataset.catalogue, encoder, dataset.rows("test"))
     said: list[str] = []
     ranks_R = sasrec_ranks(dataset, task, 0, said.append)
-    assert len(said) == 30
+    validations = [float(line.rpartition(" ")[2]) for line in said]
+    best = validations.index(max(validations))
+    assert len(said) == best + 1 + 10  # ten more that were no better
     assert gains(ranks_R, 10).mean() > 1.5 * gains(task.popularity_ranks(), 10).mean()
     assert (sasrec_ranks(dataset, task, 0, said.append) == ranks_R).all()
