@@ -51,7 +51,8 @@ def teacher_config(base: Path) -> TeacherConfig:
     training = TrainingConfig(
         epochs=3, learning_rate=3e-4, weight_decay=0.1, best_by="hr10", precision="bfloat16"
     )
-    return TeacherConfig(base=base, training=training, validation_rows=500)
+    # A teacher is known by its base: however the path was spelt, it is the same one.
+    return TeacherConfig(base=base.resolve(), training=training, validation_rows=500)
 
 
 def recipe_of(method: Method) -> Recipe:
