@@ -21,6 +21,8 @@ WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
 
 FROM build AS wheel
+# For the search's kernels; only the wheel leaves this stage.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
 COPY . .
 RUN pip wheel --no-deps --wheel-dir /wheel .
 

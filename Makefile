@@ -15,7 +15,10 @@ help: ## What can be made
 
 setup: $(READY) ## The environment, in .venv
 
-$(READY): pyproject.toml
+# The search's kernels are compiled on the way, where there is a C compiler.
+KERNELS := setup.py $(wildcard recommender/search/native/*.[ch])
+
+$(READY): pyproject.toml $(KERNELS)
 	@"$(PYTHON)" -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Espalier needs Python 3.11 or newer; call make with PYTHON=/path/to/python3.11")'
 	@echo "Setting up $(VENV); the first time this downloads about 600 MB."
 	@"$(PYTHON)" -m venv $(VENV)

@@ -36,6 +36,7 @@ from recommender.artifact import Artifact
 from recommender.dataset import Dataset
 from recommender.ranker import Ranker
 from recommender.search.frontier import Query
+from recommender.search.transformer import LeanTransformer
 from recommender.storage import write_file
 from service.engine.making import VllmMaker
 from service.engine.protocol import RankRequest
@@ -158,9 +159,8 @@ def overlap(answers: Sequence[Answer], exact: Sequence[Answer]) -> float:
     )
 
 
-def floors(ranker: Ranker, prompts: Sequence[tuple[int, ...]]) -> dict[str, float]:
+def floors(model: LeanTransformer, ranker: Ranker, prompts: Sequence[tuple[int, ...]]) -> dict[str, float]:
     """Shares of the native times at concurrency 1 that the floors make up: 1 is the floor itself."""
-    model = ranker.search.model
     machine = measure_machine(model.nbytes)
     shares: dict[str, list[float]] = {}
     for prompt in prompts:
@@ -218,7 +218,7 @@ def main() -> None:
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "artifact": artifact.identity,
         "prompt_tokens_mean": statistics.fmean(map(len, prompts)),
-        "floor_fraction": floors(ranker, prompts[:FLOOR_ROWS]),
+        "floor_fraction": floors(artifact.load_transformer(), ranker, prompts[:FLOOR_ROWS]),
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     text = json.dumps(record, indent=2)

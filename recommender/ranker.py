@@ -16,6 +16,7 @@ from recommender.catalogue import Catalogue, normalise_title
 from recommender.prompt import PromptEncoder
 from recommender.search.filters import ItemFilter
 from recommender.search.frontier import Found, Query, SearchLimits
+from recommender.search.native.transformer import fastest
 from recommender.search.search import TrieSearch
 from recommender.search.transformer import LeanTransformer
 from recommender.trie import TitleTrie
@@ -81,7 +82,7 @@ class Ranker(TitleIndex):
         prefix_cache_bytes: int = 0,
     ) -> None:
         super().__init__(catalogue, encoder, trie)
-        self.search = TrieSearch(model, trie, limits, prefix_cache_bytes)
+        self.search = TrieSearch(fastest(model), trie, limits, prefix_cache_bytes)
 
     @classmethod
     def from_artifact(

@@ -74,11 +74,11 @@ class SearchLimits:
 
 @dataclass(frozen=True)
 class Selection:
-    """Open nodes to read now: trie nodes, their scores, and the suffix row each hangs from (-1: prompt)."""
+    """Open nodes to read now: trie nodes, their scores, and what each hangs from, in the caller's terms."""
 
     nodes_S: Int32Array
     scores_S: Float64Array
-    rows_S: Int32Array
+    origins_S: Int32Array
 
 
 class Frontier:
@@ -94,7 +94,7 @@ class Frontier:
         self._exact = True
         self._nodes = np.zeros(0, np.int32)
         self._scores = np.zeros(0, np.float64)
-        self._rows = np.zeros(0, np.int32)
+        self._origins = np.zeros(0, np.int32)
         self._finished: list[tuple[float, int]] = []  # (-score, leaf), the best first, trimmed to k items
         self._threshold = -np.inf  # the k-th finished item's score once there are k
 
@@ -102,7 +102,7 @@ class Frontier:
     def done(self) -> bool:
         return not len(self._nodes)
 
-    def add_children(self, nodes_X: Int32Array, scores_X: Float64Array, rows_X: Int32Array) -> None:
+    def add_children(self, nodes_X: Int32Array, scores_X: Float64Array, origins_X: Int32Array) -> None:
         """Takes children that were just scored: leaves are finished, the rest opens, the hopeless go."""
         keep = scores_X > self._threshold
         start, stop = self._trie.leaf_start[nodes_X], self._trie.leaf_stop[nodes_X]
@@ -112,19 +112,19 @@ class Frontier:
         if leaf.any():
             self._finish(start[leaf], scores_X[leaf])
         keep &= ~leaf
-        self._open(nodes_X[keep], scores_X[keep], rows_X[keep])
+        self._open(nodes_X[keep], scores_X[keep], origins_X[keep])
         self._prune(self._scores > self._threshold)
 
-    def add_rest(self, node: int, bound: float, row: int) -> None:
+    def add_rest(self, node: int, bound: float, origin: int) -> None:
         """Takes the children of `node` that were not handed over, as one open node: none beats `bound`.
 
-        It comes out of `select` as `node` again, with the row given here.
+        It comes out of `select` as `node` again, with the origin given here.
         """
         survives = self.query.items is None or self.query.items.alive(
             self._trie.leaf_start[[node]], self._trie.leaf_stop[[node]]
         )
         if survives and bound > self._threshold:
-            self._open(np.array([node], np.int32), np.array([bound]), np.array([row], np.int32))
+            self._open(np.array([node], np.int32), np.array([bound]), np.array([origin], np.int32))
 
     def select(self) -> Selection:
         """Takes the nodes to expand next out of the open ones."""
@@ -136,7 +136,7 @@ class Frontier:
             chosen = np.argpartition(-self._scores, self._width - 1)[: self._width]
         else:
             chosen = np.arange(len(self._nodes))
-        selection = Selection(self._nodes[chosen], self._scores[chosen], self._rows[chosen])
+        selection = Selection(self._nodes[chosen], self._scores[chosen], self._origins[chosen])
         left = np.ones(len(self._nodes), np.bool_)
         left[chosen] = False
         self._prune(left)
@@ -154,10 +154,10 @@ class Frontier:
             steps=self.steps,
         )
 
-    def _open(self, nodes_X: Int32Array, scores_X: Float64Array, rows_X: Int32Array) -> None:
+    def _open(self, nodes_X: Int32Array, scores_X: Float64Array, origins_X: Int32Array) -> None:
         self._nodes = np.concatenate((self._nodes, nodes_X))
         self._scores = np.concatenate((self._scores, scores_X))
-        self._rows = np.concatenate((self._rows, rows_X))
+        self._origins = np.concatenate((self._origins, origins_X))
 
     def _finish(self, leaves: Int32Array, scores: Float64Array) -> None:
         found = zip((-scores).tolist(), leaves.tolist(), strict=True)
@@ -178,8 +178,8 @@ class Frontier:
         return len(self._trie.items_of(leaf))
 
     def _prune(self, keep_O: npt.NDArray[np.bool_]) -> None:
-        self._nodes, self._scores, self._rows = (
+        self._nodes, self._scores, self._origins = (
             self._nodes[keep_O],
             self._scores[keep_O],
-            self._rows[keep_O],
+            self._origins[keep_O],
         )

@@ -6,10 +6,12 @@ C columns (tokens), D head_dim.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from recommender.search.architecture import Architecture
+from recommender.trie import Int32Array
 
 _COLUMN_STEP = 64
 
@@ -20,11 +22,15 @@ class KeyValueCache:
     Attributes:
         buffer_SPKCD: all there is. Zeros where nothing was written: a masked column still enters a
             product, and 0 · NaN is NaN.
+        above_SC: the column before each on its path, for columns below a prompt.
+        positions_SC: the rotary position of each of those.
     """
 
     def __init__(self, architecture: Architecture, dtype: torch.dtype) -> None:
         heads, width = architecture.num_key_value_heads, architecture.head_dim
         self.buffer_SPKCD = torch.zeros(0, 2 * architecture.num_hidden_layers, heads, 0, width, dtype=dtype)
+        self.above_SC: Int32Array = np.zeros((0, 0), np.int32)
+        self.positions_SC: Int32Array = np.zeros((0, 0), np.int32)
 
     @property
     def nbytes(self) -> int:
@@ -56,7 +62,11 @@ class KeyValueCache:
         columns = max(-(-columns // _COLUMN_STEP) * _COLUMN_STEP, self.columns)
         self.buffer_SPKCD = torch.zeros(slots, planes, heads, columns, width, dtype=old.dtype)
         self.buffer_SPKCD[: old.shape[0], :, :, : old.shape[3]] = old
+        room = ((0, slots - old.shape[0]), (0, columns - old.shape[3]))
+        self.above_SC, self.positions_SC = np.pad(self.above_SC, room), np.pad(self.positions_SC, room)
 
     def move(self, source: int, target: int, columns: int) -> None:
         """Copies the first `columns` of one slot over another."""
         self.buffer_SPKCD[target, :, :, :columns] = self.buffer_SPKCD[source, :, :, :columns]
+        self.above_SC[target, :columns] = self.above_SC[source, :columns]
+        self.positions_SC[target, :columns] = self.positions_SC[source, :columns]

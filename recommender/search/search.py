@@ -4,7 +4,7 @@
 in flight in one forward pass and hands back the requests that are done. A step's cost is one pass over
 the weights whatever the number of requests, and new ones may join between any two steps.
 
-Shapes: as in `transformer`; S selected nodes of all requests, E their children (edges).
+Shapes: as in `reading`; B requests.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from recommender.search.frontier import Found, Frontier, Query, SearchLimits, Selection
+from recommender.search.frontier import Found, Frontier, Query, SearchLimits
 from recommender.search.prefix_cache import PrefixCache
-from recommender.search.transformer import LeanTransformer, NodeTokens
+from recommender.search.reading import Children, Reading, Transformer, prompts_reading
 from recommender.trie import Int32Array, TitleTrie
 
 
@@ -27,22 +25,17 @@ from recommender.trie import Int32Array, TitleTrie
 class _Request:
     """A request in flight; its position in the list is its slot in the cache.
 
-    Suffix row r is the r-th token read below the prompt: its depth below the prompt (1: the first)
-    and which suffix rows it attends to.
+    Attributes:
+        columns: how many of its slot hold something: the prompt, then the nodes read so far.
     """
 
     ticket: int
     frontier: Frontier
-    depths_R: Int32Array
-    visible_RR: npt.NDArray[np.bool_]
+    columns: int
 
     @property
     def prompt_tokens(self) -> int:
         return len(self.frontier.query.prompt)
-
-    @property
-    def columns(self) -> int:
-        return self.prompt_tokens + len(self.depths_R)
 
 
 class TrieSearch:
@@ -50,7 +43,7 @@ class TrieSearch:
 
     def __init__(
         self,
-        model: LeanTransformer,
+        model: Transformer,
         trie: TitleTrie,
         limits: SearchLimits | None = None,
         prefix_cache_bytes: int = 0,
@@ -63,10 +56,6 @@ class TrieSearch:
         self._limits = limits or SearchLimits()
         self._requests: list[_Request] = []
         self._next_ticket = 0
-        first_tokens = trie.label_tokens[trie.label_offsets[np.asarray(trie.children(0), np.int64)]]
-        # The root's children are scored for every request: their rows stand together.
-        self._root_head_EH = model.head_VH[torch.from_numpy(first_tokens.astype(np.int64))]
-        self._root_children_E = np.asarray(trie.children(0), np.int32)
 
     @property
     def in_flight(self) -> int:
@@ -82,19 +71,21 @@ class TrieSearch:
         prompts = [query.prompt for query in queries]
         slots = self.cache.buffer_SPKCD[first_slot:]
         known = [self.prefixes.restore(prompt, slot) for prompt, slot in zip(prompts, slots, strict=False)]
-        hidden_BH = self.model.prefill(prompts, first_slot, self.cache, known)
+        hidden_BH = self.model.read(prompts_reading(prompts, first_slot, known), self.cache)
         for prompt, slot in zip(prompts, slots, strict=False):
             self.prefixes.keep(prompt, slot)
-        scores_BE = torch.log_softmax((hidden_BH @ self._root_head_EH.T).double(), dim=-1).numpy()
         tickets = []
-        for query, scores_E, cached in zip(queries, scores_BE, known, strict=True):
+        for query, cached in zip(queries, known, strict=True):
+            self.cache.positions_SC[len(self._requests), len(query.prompt) - 1] = len(query.prompt) - 1
             frontier = Frontier(query, self.trie, self._limits, cached)
-            frontier.add_children(self._root_children_E, scores_E, np.full(len(scores_E), -1, np.int32))
-            self._requests.append(
-                _Request(self._next_ticket, frontier, np.zeros(0, np.int32), np.zeros((0, 0), np.bool_))
-            )
+            self._requests.append(_Request(self._next_ticket, frontier, len(query.prompt)))
             tickets.append(self._next_ticket)
             self._next_ticket += 1
+        joined = self._requests[first_slot:]
+        roots_B = np.zeros(len(joined), np.int32)
+        children = self.model.score(hidden_BH, self.trie, roots_B, np.zeros(len(joined)))
+        last_columns_B = np.array([len(prompt) - 1 for prompt in prompts], np.int32)
+        _hand_over(joined, np.ones(len(joined), np.int64), children, last_columns_B)
         return tickets
 
     def step(self) -> list[tuple[int, Found]]:
@@ -144,138 +135,61 @@ class TrieSearch:
 
     def _expand(self) -> None:
         selections = [request.frontier.select() for request in self._requests]
-        tokens, wanted_S, last_rows_S = self._lay_out(selections)
-        hidden_SH = self.model.extend(tokens, torch.from_numpy(wanted_S), self.cache)
         nodes_S = np.concatenate([selection.nodes_S for selection in selections])
         scores_S = np.concatenate([selection.scores_S for selection in selections])
-
-        first, stop = self.trie.child_offsets[nodes_S], self.trie.child_offsets[nodes_S + 1]
-        counts_S = stop - first
-        parents_E = np.repeat(np.arange(len(nodes_S)), counts_S)
-        children_E = (first + 1)[parents_E] + _count_up(counts_S)
-        tokens_E = self.trie.label_tokens[self.trie.label_offsets[children_E]]
-        scores_E = _child_log_probabilities(hidden_SH, self.model.head_VH, tokens_E, parents_E, counts_S)
-        scores_E += scores_S[parents_E]
-
-        stops = np.cumsum([len(selection.nodes_S) for selection in selections])
-        edge_stops = np.cumsum(counts_S)[stops - 1]
-        edge_start = 0
-        for request, edge_stop in zip(self._requests, edge_stops.tolist(), strict=True):
-            edges = slice(edge_start, edge_stop)
-            request.frontier.add_children(
-                children_E[edges].astype(np.int32), scores_E[edges], last_rows_S[parents_E[edges]]
-            )
-            edge_start = edge_stop
+        above_S = np.concatenate([selection.origins_S for selection in selections])
+        counts_B = np.array([len(selection.nodes_S) for selection in selections])
+        reading, columns_S = self._lay_out(nodes_S, above_S, counts_B)
+        hidden_SH = self.model.read(reading, self.cache)
+        children = self.model.score(hidden_SH, self.trie, nodes_S, scores_S)
+        _hand_over(self._requests, counts_B, children, columns_S)
 
     def _lay_out(
-        self, selections: Sequence[Selection]
-    ) -> tuple[NodeTokens, npt.NDArray[np.int64], Int32Array]:
-        """Gives the selected nodes' tokens their rows, columns, positions and masks.
+        self, nodes_S: Int32Array, above_S: Int32Array, counts_B: npt.NDArray[np.integer]
+    ) -> tuple[Reading, Int32Array]:
+        """Gives the nodes' tokens their columns and positions, below the columns `above_S`.
 
-        Returns:
-            The tokens, the index into T of each node's last token, and that token's suffix row.
+        `counts_B` says how many of the nodes are each request's. The last token of each node is wanted;
+        its column comes second.
         """
-        laid = [
-            _append_rows(request, selection, self.trie)
-            for request, selection in zip(self._requests, selections, strict=True)
-        ]
-        tokens_of = [len(rows.tokens) for rows in laid]
-        starts = np.cumsum([0, *tokens_of])
-        prompts = np.array([request.prompt_tokens for request in self._requests])
-        slots_T = np.repeat(np.arange(len(laid)), tokens_of)
-        columns = max(request.columns for request in self._requests)
-        self.cache.reserve(len(laid), columns)
-        visible_BQC = np.zeros((len(laid), max(tokens_of), columns), np.bool_)
-        visible_BQC[:, :, 0] = True  # padding queries need something to attend to
-        for slot, (request, rows) in enumerate(zip(self._requests, laid, strict=True)):
-            prompt = request.prompt_tokens
-            visible_BQC[slot, : len(rows.tokens), :prompt] = True
-            visible_BQC[slot, : len(rows.tokens), prompt : request.columns] = rows.visible
-        rows_T = np.concatenate([rows.rows for rows in laid])
-        depths_T = np.concatenate([rows.depths for rows in laid])
-        nodes = NodeTokens(
-            tokens_T=torch.from_numpy(np.concatenate([rows.tokens for rows in laid])),
-            positions_T=torch.from_numpy(prompts[slots_T] + depths_T - 1),
-            slots_T=torch.from_numpy(slots_T),
-            queries_T=torch.from_numpy(_count_up(np.array(tokens_of))),
-            columns_T=torch.from_numpy(prompts[slots_T] + rows_T),
-            visible_BQC=torch.from_numpy(visible_BQC),
+        label_start_S = self.trie.label_offsets[nodes_S]
+        lengths_S = self.trie.label_offsets[nodes_S + 1] - label_start_S
+        slots_S = np.repeat(np.arange(len(counts_B)), counts_B)
+        stops_S = np.cumsum(lengths_S)
+        starts_S = stops_S - lengths_S
+        within_T = np.arange(stops_S[-1]) - np.repeat(starts_S, lengths_S)
+        slots_T = np.repeat(slots_S, lengths_S)
+
+        stops_B = stops_S[np.cumsum(counts_B) - 1]
+        tokens_B = np.diff(stops_B, prepend=0)
+        begins_B = np.array([request.columns for request in self._requests])
+        columns_T = np.arange(stops_S[-1]) + (begins_B - stops_B + tokens_B)[slots_T]
+        self.cache.reserve(len(counts_B), int((begins_B + tokens_B).max()))
+        for request, tokens in zip(self._requests, tokens_B.tolist(), strict=True):
+            request.columns += tokens
+
+        above_T = columns_T - 1
+        above_T[starts_S] = above_S
+        positions_S = self.cache.positions_SC[slots_S, above_S]
+        positions_T = np.repeat(positions_S, lengths_S) + 1 + within_T
+        self.cache.above_SC[slots_T, columns_T] = above_T
+        self.cache.positions_SC[slots_T, columns_T] = positions_T
+        prompts_B = np.array([request.prompt_tokens for request in self._requests])
+        tokens_T = self.trie.label_tokens[np.repeat(label_start_S, lengths_S) + within_T]
+        reading = Reading.of(tokens_T, positions_T, slots_T, columns_T, prompts_B[slots_T], stops_S - 1)
+        return reading, columns_T[stops_S - 1].astype(np.int32)
+
+
+def _hand_over(
+    requests: Sequence[_Request],
+    counts_B: npt.NDArray[np.integer],
+    children: Children,
+    columns_S: Int32Array,
+) -> None:
+    """Tells each request its nodes' children, which hang from the nodes' last columns, `columns_S`."""
+    columns_E = np.repeat(columns_S, np.diff(children.offsets))
+    edges = [0, *children.offsets[np.cumsum(counts_B)].tolist()]
+    for request, start, stop in zip(requests, edges[:-1], edges[1:], strict=True):
+        request.frontier.add_children(
+            children.nodes_E[start:stop], children.scores_E[start:stop], columns_E[start:stop]
         )
-        wanted_S = np.concatenate(
-            [rows.last + start for rows, start in zip(laid, starts[:-1], strict=True)]
-        )
-        return nodes, wanted_S, rows_T[wanted_S].astype(np.int32)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """One request's new suffix rows; `last` indexes each node's last token among them."""
-
-    tokens: npt.NDArray[np.int64]
-    rows: npt.NDArray[np.int64]
-    depths: Int32Array
-    visible: npt.NDArray[np.bool_]
-    last: npt.NDArray[np.int64]
-
-
-def _append_rows(request: _Request, selection: Selection, trie: TitleTrie) -> _Rows:
-    """Adds the selected nodes' tokens to the request's suffix rows."""
-    label_start = trie.label_offsets[selection.nodes_S].astype(np.int64)
-    lengths_S = trie.label_offsets[selection.nodes_S + 1] - label_start
-    node_T = np.repeat(np.arange(len(lengths_S)), lengths_S)
-    within_T = _count_up(lengths_S)
-    old, new = len(request.depths_R), len(node_T)
-
-    above_S = selection.rows_S
-    hangs = above_S >= 0
-    depth_above_S = np.zeros(len(above_S), np.int32)
-    depth_above_S[hangs] = request.depths_R[above_S[hangs]]
-    seen_S = np.zeros((len(above_S), old), np.bool_)
-    seen_S[hangs] = request.visible_RR[above_S[hangs], :old]
-
-    visible = np.zeros((new, old + new), np.bool_)
-    visible[:, :old] = seen_S[node_T]
-    same_node = node_T[:, None] == node_T[None, :]
-    visible[:, old:] = same_node & (within_T[:, None] >= within_T[None, :])
-    depths = (depth_above_S[node_T] + within_T + 1).astype(np.int32)
-
-    grown = np.zeros((old + new, old + new), np.bool_)
-    grown[:old, :old] = request.visible_RR
-    grown[old:] = visible
-    request.visible_RR = grown
-    request.depths_R = np.concatenate((request.depths_R, depths))
-    return _Rows(
-        tokens=trie.label_tokens[label_start[node_T] + within_T].astype(np.int64),
-        rows=np.arange(old, old + new),
-        depths=depths,
-        visible=visible,
-        last=np.cumsum(lengths_S) - 1,
-    )
-
-
-def _count_up(lengths: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-    """[2, 3] becomes [0, 1, 0, 1, 2]."""
-    stops = np.cumsum(lengths)
-    total = int(stops[-1]) if len(stops) else 0
-    result: npt.NDArray[np.int64] = np.arange(total) - np.repeat(stops - lengths, lengths)
-    return result
-
-
-def _child_log_probabilities(
-    hidden_SH: Tensor,
-    head_VH: Tensor,
-    tokens_E: Int32Array,
-    parents_E: npt.NDArray[np.int64],
-    counts_S: npt.NDArray[np.integer],
-) -> npt.NDArray[np.float64]:
-    """(E,) log-probability of each child among its siblings; only the children's rows are scored."""
-    # index_select and a product in place: indexing takes three times as long where children are many.
-    products_EH = head_VH.index_select(0, torch.from_numpy(tokens_E.astype(np.int64)))
-    products_EH *= hidden_SH.index_select(0, torch.from_numpy(parents_E))
-    logits_E = products_EH.sum(-1).double().numpy()
-    first_S = np.cumsum(counts_S) - counts_S
-    highest_S = np.maximum.reduceat(logits_E, first_S)
-    shifted_E = logits_E - highest_S[parents_E]
-    sums_S = np.add.reduceat(np.exp(shifted_E), first_S)
-    result: npt.NDArray[np.float64] = shifted_E - np.log(sums_S)[parents_E]
-    return result

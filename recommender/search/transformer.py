@@ -1,22 +1,19 @@
-"""A lean forward pass of Llama, Qwen2 and Qwen3 for searching a trie.
+"""A lean forward pass of Llama, Qwen2 and Qwen3 for searching a trie, in torch.
 
-Two calls: `prefill` reads prompts, and `extend` reads the tokens of trie nodes that hang below
-them. Linear layers see all tokens of all requests in one flat batch without padding. Keys and values
-stand in one buffer, a row (*slot*) a request: the prompt's first, then one column a token of each node
-read so far. A node's token attends to the prompt and to its own path, which a boolean mask
-says; so a prompt's keys and values are read once a request, not once a beam.
+It is the reference for the kernels of `native`, and what runs where there are none. Linear layers see
+all tokens of all requests in one flat batch without padding. Keys and values stand in one buffer, a row
+(*slot*) a request: the prompt's first, then one column a token of each trie node read so far.
 
-Shapes: T tokens of all requests, B slots in use, Q queries of a slot (padded), C columns, H hidden,
-N query heads, K key/value heads, X = N + K, G = N / K, D head_dim, F intermediate, V vocabulary.
+Shapes: T tokens of all requests, W wanted, S slots or trie nodes, Q tokens of a slot, C columns, H hidden,
+N query heads, K key/value heads, X = N + K, D head_dim, F intermediate, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor
@@ -24,6 +21,8 @@ from torch import Tensor
 from recommender.errors import UnsupportedModelError
 from recommender.search.architecture import Architecture
 from recommender.search.key_values import KeyValueCache
+from recommender.search.reading import Children, Float32Array, Float64Array, Reading, child_edges
+from recommender.trie import Int32Array, TitleTrie
 
 
 @dataclass(frozen=True)
@@ -41,29 +40,8 @@ class Layer:
     down_weight: Tensor
 
 
-@dataclass(frozen=True)
-class NodeTokens:
-    """The tokens of the trie nodes to be read in one step, grouped by slot.
-
-    Attributes:
-        tokens_T: token ids.
-        positions_T: rotary positions.
-        slots_T: each token's slot, ascending.
-        queries_T: the token's place among its slot's queries, 0 … Q - 1.
-        columns_T: the column its keys and values go to: a slot's last ones, in order.
-        visible_BQC: True where a query may attend; padding queries may attend to column 0.
-    """
-
-    tokens_T: Tensor
-    positions_T: Tensor
-    slots_T: Tensor
-    queries_T: Tensor
-    columns_T: Tensor
-    visible_BQC: Tensor
-
-
 class LeanTransformer:
-    """The model's weights and its two forward calls, without gradients."""
+    """The model's weights and its two calls, without gradients."""
 
     def __init__(
         self, architecture: Architecture, tensors: Mapping[str, Tensor], dtype: torch.dtype
@@ -105,96 +83,43 @@ class LeanTransformer:
         return KeyValueCache(self.architecture, self.dtype)
 
     @torch.inference_mode()
-    def prefill(
-        self,
-        prompts: Sequence[Sequence[int]],
-        first_slot: int,
-        cache: KeyValueCache,
-        known: Sequence[int] | None = None,
-    ) -> Tensor:
-        """Reads prompts into the slots `first_slot, …`.
-
-        Args:
-            prompts: token ids.
-            first_slot: where the first one goes.
-            cache: has room for them.
-            known: how many of each prompt's first tokens stand in its slot already, never all of them.
-
-        Returns:
-            (len(prompts), H): the normed hidden state behind each prompt's last token.
-        """
-        begins = [0] * len(prompts) if known is None else known
-        parts = [
-            _Part(slot, begin, len(prompt))
-            for slot, (prompt, begin) in enumerate(zip(prompts, begins, strict=True), start=first_slot)
-        ]
-        tokens = [prompt[part.begin :] for prompt, part in zip(prompts, parts, strict=True)]
-        stops = list(accumulate(map(len, tokens)))
-        spans = [slice(stop - len(new), stop) for stop, new in zip(stops, tokens, strict=True)]
-        tokens_T = torch.tensor([token for new in tokens for token in new])
-        positions_T = torch.cat([torch.arange(part.begin, part.end) for part in parts])
+    def read(self, reading: Reading, cache: KeyValueCache) -> Float32Array:
+        """See `Transformer`: (W, H) in float32, whatever the weights' type."""
+        runs = _runs(reading, cache)
+        tokens_T, positions_T, slots_T, columns_T, _ = torch.from_numpy(reading.rows_5T).long()
         rotation = self._rotation(positions_T, cache.columns)
         hidden_TH = self.embedding_VH[tokens_T]
         for index, layer in enumerate(self.layers):
             q_TND, k_TKD, v_TKD = self._qkv(layer, hidden_TH, rotation)
-            mixed = [
-                _attend_to_prompt(
-                    part, cache.keys(index), cache.values(index), q_TND[new], k_TKD[new], v_TKD[new]
-                )
-                for part, new in zip(parts, spans, strict=True)
-            ]
+            keys_SKCD, values_SKCD = cache.keys(index), cache.values(index)
+            keys_SKCD[slots_T, :, columns_T] = k_TKD
+            values_SKCD[slots_T, :, columns_T] = v_TKD
+            mixed = [run.attend(q_TND, keys_SKCD, values_SKCD) for run in runs]
             hidden_TH = self._finish_layer(layer, hidden_TH, torch.cat(mixed))
-        return self._norm(hidden_TH[torch.tensor(stops) - 1], self.norm_H)
+        wanted_WH = hidden_TH[torch.from_numpy(reading.wanted_W).long()]
+        normed: Float32Array = self._norm(wanted_WH, self.norm_H).float().numpy()
+        return normed
 
     @torch.inference_mode()
-    def extend(self, nodes: NodeTokens, wanted_W: Tensor, cache: KeyValueCache) -> Tensor:
-        """Reads tokens of trie nodes.
-
-        Args:
-            nodes: the tokens and where they stand.
-            wanted_W: indices into T whose hidden state is asked for.
-            cache: where the prompts and earlier nodes stand; this step's tokens are added.
-
-        Returns:
-            (W, H): the normed hidden states of `wanted_W`.
-        """
-        slots, queries, columns = nodes.visible_BQC.shape
-        heads_k, width = self.architecture.num_key_value_heads, self.architecture.head_dim
-        group = self.architecture.num_attention_heads // heads_k
-        # The query heads of a group share their keys, so they stand as further queries of one head.
-        visible = nodes.visible_BQC[:, None, None].expand(slots, 1, group, queries, columns)
-        visible = visible.reshape(slots, 1, group * queries, columns)
-        # Attention would make this of a boolean mask in every layer.
-        mask = torch.zeros(visible.shape, dtype=self.dtype).masked_fill_(~visible, -torch.inf)
-        # A request alone needs no scattering: its columns follow each other, and none of its queries pads.
-        alone = slice(columns - queries, columns) if slots == 1 else None
-        rotation = self._rotation(nodes.positions_T, cache.columns)
-        hidden_TH = self.embedding_VH[nodes.tokens_T]
-        for index, layer in enumerate(self.layers):
-            q_TND, k_TKD, v_TKD = self._qkv(layer, hidden_TH, rotation)
-            keys_SKCD, values_SKCD = cache.keys(index), cache.values(index)
-            q_TKGD = q_TND.view(-1, heads_k, group, width)
-            if alone is None:
-                keys_SKCD[nodes.slots_T, :, nodes.columns_T] = k_TKD
-                values_SKCD[nodes.slots_T, :, nodes.columns_T] = v_TKD
-                q_BQKGD = q_TND.new_zeros(slots, queries, heads_k, group, width)
-                q_BQKGD[nodes.slots_T, nodes.queries_T] = q_TKGD
-            else:
-                keys_SKCD[0, :, alone] = k_TKD.transpose(0, 1)
-                values_SKCD[0, :, alone] = v_TKD.transpose(0, 1)
-                q_BQKGD = q_TKGD[None]
-            out = F.scaled_dot_product_attention(
-                q_BQKGD.permute(0, 2, 3, 1, 4).reshape(slots, heads_k, group * queries, width),
-                keys_SKCD[:slots, :, :columns],
-                values_SKCD[:slots, :, :columns],
-                attn_mask=mask,
-            )
-            out_BQKGD = out.view(slots, heads_k, group, queries, width).permute(0, 3, 1, 2, 4)
-            mixed_TX = (
-                out_BQKGD[nodes.slots_T, nodes.queries_T] if alone is None else out_BQKGD[0]
-            ).flatten(1)
-            hidden_TH = self._finish_layer(layer, hidden_TH, mixed_TX)
-        return self._norm(hidden_TH[wanted_W], self.norm_H)
+    def score(
+        self, hidden_SH: Float32Array, trie: TitleTrie, nodes_S: Int32Array, scores_S: Float64Array
+    ) -> Children:
+        """See `Transformer`; only the children's rows of the head are read."""
+        offsets = child_edges(trie, nodes_S)
+        if not offsets[-1]:  # the root of no titles
+            return Children(np.zeros(0, np.int32), np.zeros(0), offsets)
+        counts_S = np.diff(offsets)
+        parents_E = np.repeat(np.arange(len(nodes_S)), counts_S)
+        within_E = np.arange(offsets[-1]) - offsets[:-1][parents_E]
+        children_E = (trie.child_offsets[nodes_S][parents_E] + 1 + within_E).astype(np.int32)
+        tokens_E = trie.label_tokens[trie.label_offsets[children_E]]
+        # index_select and a product in place: indexing takes three times as long where children are many.
+        products_EH = self.head_VH.index_select(0, torch.from_numpy(tokens_E.astype(np.int64)))
+        products_EH *= torch.from_numpy(hidden_SH[parents_E]).to(self.dtype)
+        logits_E = products_EH.sum(-1).double().numpy()
+        shifted_E = logits_E - np.maximum.reduceat(logits_E, offsets[:-1])[parents_E]
+        sums_S = np.add.reduceat(np.exp(shifted_E), offsets[:-1])
+        return Children(children_E, scores_S[parents_E] + shifted_E - np.log(sums_S)[parents_E], offsets)
 
     def _qkv(
         self, layer: Layer, hidden_TH: Tensor, rotation: tuple[Tensor, Tensor]
@@ -230,30 +155,41 @@ class LeanTransformer:
         return self._cos_C1D[positions_T], self._sin_C1D[positions_T]
 
 
-class _Part(NamedTuple):
-    """What is read of a prompt: its tokens from `begin` to `end`."""
+@dataclass(frozen=True)
+class _Run:
+    """The tokens of one slot: which of T they are, and which columns each of them sees."""
 
     slot: int
-    begin: int
-    end: int
+    tokens: slice
+    visible_QC: Tensor
+
+    def attend(self, q_TND: Tensor, keys_SKCD: Tensor, values_SKCD: Tensor) -> Tensor:
+        """(Q, N · D)."""
+        columns = self.visible_QC.shape[1]
+        mixed_NQD = F.scaled_dot_product_attention(
+            q_TND[self.tokens].transpose(0, 1)[None],
+            keys_SKCD[self.slot : self.slot + 1, :, :columns],
+            values_SKCD[self.slot : self.slot + 1, :, :columns],
+            attn_mask=self.visible_QC,
+            enable_gqa=True,
+        )[0]
+        return mixed_NQD.transpose(0, 1).flatten(1)
 
 
-def _attend_to_prompt(
-    part: _Part, keys_SKCD: Tensor, values_SKCD: Tensor, q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor
-) -> Tensor:
-    """(T, N · D): causal attention of one prompt's new tokens, whose keys and values are written."""
-    slot, begin, end = part
-    q, k, v = (x.transpose(0, 1) for x in (q_TND, k_TKD, v_TKD))
-    keys_SKCD[slot, :, begin:end] = k
-    values_SKCD[slot, :, begin:end] = v
-    mask = None
-    if begin:
-        k, v = keys_SKCD[slot, :, :end], values_SKCD[slot, :, :end]
-        mask = torch.ones(end - begin, end, dtype=torch.bool).tril(begin)
-    out = F.scaled_dot_product_attention(
-        q[None], k[None], v[None], attn_mask=mask, is_causal=mask is None, enable_gqa=True
-    )
-    return out[0].transpose(0, 1).reshape(end - begin, -1)
+def _runs(reading: Reading, cache: KeyValueCache) -> list[_Run]:
+    _, _, slots_T, columns_T, prefixes_T = reading.rows_5T
+    starts = np.flatnonzero(np.diff(slots_T, prepend=-1))
+    runs = []
+    for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(slots_T)], strict=True):
+        tokens = slice(start, stop)
+        slot, columns_Q, prefixes_Q = int(slots_T[start]), columns_T[tokens], prefixes_T[tokens]
+        visible_QC = np.arange(columns_Q.max() + 1) < prefixes_Q[:, None]
+        path_Q = columns_Q
+        while (below := path_Q >= prefixes_Q).any():
+            visible_QC[below, path_Q[below]] = True
+            path_Q = np.where(below, cache.above_SC[slot, path_Q], path_Q)
+        runs.append(_Run(slot, tokens, torch.from_numpy(visible_QC)))
+    return runs
 
 
 class _Tensors:

@@ -9,10 +9,11 @@ import argparse
 import time
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 
 from recommender.artifact import Artifact
-from recommender.search.transformer import LeanTransformer
+from recommender.search.reading import Transformer, prompts_reading
 from recommender.trie import TitleTrie
 from service.engine.vllm.child import serve
 from service.engine.vllm.messages import Ready
@@ -24,7 +25,7 @@ class LeanModel:
 
     def __init__(
         self,
-        model: LeanTransformer,
+        model: Transformer,
         trie: TitleTrie,
         context: int = 512,
         kv_cache: int = 0,
@@ -56,11 +57,10 @@ class LeanModel:
         row = self.rows.pop(ticket)
         cache = self._model.new_cache()
         cache.reserve(1, len(row.prompt))
-        hidden_1H = self._model.prefill([row.prompt], 0, cache)
-        children = list(self._trie.children(row.node))
-        tokens = [int(self._trie.label(child)[0]) for child in children]
-        scores = torch.log_softmax((hidden_1H @ self._model.head_VH[tokens].T).double(), -1)[0]
-        best = torch.topk(scores, row.listed)
+        hidden_1H = self._model.read(prompts_reading([row.prompt], 0), cache)
+        children = self._model.score(hidden_1H, self._trie, np.array([row.node], np.int32), np.zeros(1))
+        tokens = [int(self._trie.label(child)[0]) for child in children.nodes_E]
+        best = torch.topk(torch.from_numpy(children.scores_E), row.listed)
         listed = [tokens[place] for place in best.indices.tolist()]
         return [(ticket, Listing(listed, best.values.tolist(), cached_tokens=0))]
 

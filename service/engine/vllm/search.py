@@ -194,7 +194,10 @@ class StepLoop:
         selection = search.frontier.select()
         prompt = search.frontier.query.prompt
         chosen = zip(
-            selection.nodes_S.tolist(), selection.scores_S.tolist(), selection.rows_S.tolist(), strict=True
+            selection.nodes_S.tolist(),
+            selection.scores_S.tolist(),
+            selection.origins_S.tolist(),
+            strict=True,
         )
         for node, score, row in chosen:
             origin = search.origins[row]

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from recommender.artifact import MANIFEST, Artifact, Description, Quality, write_artifact
 from recommender.catalogue import Catalogue
 from recommender.errors import ArtifactError, InputError
+from recommender.search.reading import prompts_reading
 from recommender.trie import TitleTrie
 
 FILES = {
@@ -72,7 +73,7 @@ def test_transformers_alone_loads_it_and_agrees(artifact: Artifact) -> None:
     lean = artifact.load_transformer()
     cache = lean.new_cache()
     cache.reserve(1, len(prompt))
-    logits_V = lean.prefill([prompt], 0, cache)[0] @ lean.head_VH.T
+    logits_V = torch.from_numpy(lean.read(prompts_reading([prompt], 0), cache))[0] @ lean.head_VH.T
     with torch.inference_mode():
         expected_V = reference(torch.tensor([prompt])).logits[0, -1]
     torch.testing.assert_close(logits_V, expected_V, atol=2e-5, rtol=2e-5)

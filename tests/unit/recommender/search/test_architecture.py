@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from recommender.errors import UnsupportedModelError
 from recommender.search.architecture import Architecture
+from recommender.search.reading import prompts_reading
 from recommender.search.transformer import LeanTransformer
 
 LLAMA3 = {
@@ -49,7 +50,7 @@ def test_reads_the_files_that_transformers_writes(
     prompt = [3, 1, 4, 1, 5]
     cache = lean.new_cache()
     cache.reserve(1, len(prompt))
-    hidden_BH = lean.prefill([prompt], 0, cache)
+    hidden_BH = torch.from_numpy(lean.read(prompts_reading([prompt], 0), cache))
     with torch.inference_mode():
         expected_V = reference(torch.tensor([prompt])).logits[0, -1]
     torch.testing.assert_close(hidden_BH[0] @ lean.head_VH.T, expected_V, atol=1e-5, rtol=1e-5)

@@ -37,7 +37,7 @@ def test_an_open_node_that_could_still_win_is_read_and_a_hopeless_one_is_not() -
     selection = front.select()
     assert selection.nodes_S.tolist() == [A]
     assert selection.scores_S.tolist() == [-0.5]
-    assert selection.rows_S.tolist() == [-1]
+    assert selection.origins_S.tolist() == [-1]
 
 
 def test_the_best_open_nodes_are_read_first() -> None:

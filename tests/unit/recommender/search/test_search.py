@@ -5,7 +5,7 @@ items only where their scores are further apart than that.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from recommender.search.filters import ItemFilter
 from recommender.search.frontier import Found, Query, SearchLimits
+from recommender.search.native import library
+from recommender.search.native.transformer import NativeTransformer
 from recommender.search.search import TrieSearch
 from recommender.trie import TitleTrie
 
@@ -32,6 +34,14 @@ def make_paths(titles: Sequence[Sequence[int]]) -> Paths:
 catalogues = st.lists(st.lists(st.integers(1, 5), max_size=5), max_size=25).map(make_paths)
 prompts = st.lists(st.integers(0, 31), min_size=1, max_size=40).map(tuple)
 widths = st.sampled_from([SearchLimits(), SearchLimits(width=1), SearchLimits(width=3)])
+
+
+@pytest.fixture(scope="module", params=["torch", *library.levels()])
+def tiny(request: pytest.FixtureRequest, tiny: Any) -> Any:
+    """The search by everything that can compute its model here."""
+    if request.param == "torch":
+        return tiny
+    return replace(tiny, lean=NativeTransformer(tiny.lean, library.load(request.param)))
 
 
 @dataclass(frozen=True)

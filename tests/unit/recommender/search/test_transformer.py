@@ -1,10 +1,14 @@
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from recommender.errors import UnsupportedModelError
-from recommender.search.transformer import LeanTransformer, NodeTokens
+from recommender.search.native import library
+from recommender.search.native.transformer import NativeTransformer, fastest
+from recommender.search.reading import Reading, Transformer, prompts_reading
+from recommender.search.transformer import LeanTransformer
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -41,70 +45,94 @@ def model(request: pytest.FixtureRequest, make_model: Any) -> Any:
     return make_model(family, **overrides)
 
 
+@pytest.fixture(params=["torch", *library.levels()])
+def computer(request: pytest.FixtureRequest, model: Any) -> Transformer:
+    """The model by everything that can compute it here."""
+    if request.param == "torch":
+        lean: Transformer = model.lean
+        return lean
+    return NativeTransformer(model.lean, library.load(request.param))
+
+
+@pytest.mark.kernels
+def test_the_kernels_are_what_a_search_uses(make_model: Any) -> None:
+    lean = make_model("llama").lean
+    if not library.levels():
+        assert fastest(lean) is lean
+        pytest.skip("no kernels were built for this processor: install a C compiler, then `make setup`")
+    assert isinstance(fastest(lean), NativeTransformer)
+    half = LeanTransformer(lean.architecture, make_model("llama").reference.state_dict(), torch.bfloat16)
+    assert fastest(half) is half
+
+
 def expected_logits(model: Any, sequence: list[int]) -> torch.Tensor:
     with torch.inference_mode():
         return model.reference(torch.tensor([sequence])).logits[0, -1]
 
 
-def test_prefill_gives_the_logits_of_transformers(model: Any) -> None:
-    cache = model.lean.new_cache()
-    cache.reserve(len(PROMPTS), 64)
-    hidden_BH = model.lean.prefill(PROMPTS, 0, cache)
-    for hidden_H, prompt in zip(hidden_BH, PROMPTS, strict=True):
+def assert_logits(model: Any, hidden_WH: Any, sequences: Any) -> None:
+    for hidden_H, sequence in zip(torch.from_numpy(hidden_WH), sequences, strict=True):
         logits_V = hidden_H @ model.lean.head_VH.T
-        torch.testing.assert_close(logits_V, expected_logits(model, prompt), atol=2e-5, rtol=2e-5)
+        torch.testing.assert_close(logits_V, expected_logits(model, sequence), atol=2e-5, rtol=2e-5)
 
 
-def test_prefill_goes_on_where_the_slot_ends(model: Any) -> None:
-    cache = model.lean.new_cache()
+def test_prompts_give_the_logits_of_transformers(model: Any, computer: Transformer) -> None:
+    cache = computer.new_cache()
+    cache.reserve(len(PROMPTS), 64)
+    assert_logits(model, computer.read(prompts_reading(PROMPTS, 0), cache), PROMPTS)
+
+
+def test_a_prompt_goes_on_where_its_slot_ends(model: Any, computer: Transformer) -> None:
+    cache = computer.new_cache()
     cache.reserve(len(PROMPTS) + 1, 64)
     known = [0, 3, 61]
     begun = [prompt[:length] for prompt, length in zip(PROMPTS, known, strict=True)]
-    model.lean.prefill(begun[1:], 2, cache)
-    hidden_BH = model.lean.prefill(PROMPTS, 1, cache, known)
-    for hidden_H, prompt in zip(hidden_BH, PROMPTS, strict=True):
-        logits_V = hidden_H @ model.lean.head_VH.T
-        torch.testing.assert_close(logits_V, expected_logits(model, prompt), atol=2e-5, rtol=2e-5)
+    computer.read(prompts_reading(begun[1:], 2), cache)
+    assert_logits(model, computer.read(prompts_reading(PROMPTS, 1, known), cache), PROMPTS)
 
 
-def test_extend_gives_the_logits_of_transformers_in_every_branch(model: Any) -> None:
+def test_nodes_give_the_logits_of_transformers_in_every_branch(model: Any, computer: Transformer) -> None:
     """Below prompt 0 hang the nodes [8, 9] and [3], below prompt 1 [6]; then [2] hangs below [8, 9]."""
     prompts = [PROMPTS[1], PROMPTS[0]]
-    cache = model.lean.new_cache()
+    cache = computer.new_cache()
     cache.reserve(2, 64)
-    model.lean.prefill(prompts, 0, cache)
-    first = NodeTokens(
-        tokens_T=torch.tensor([8, 9, 3, 6]),
-        positions_T=torch.tensor([7, 8, 7, 1]),
-        slots_T=torch.tensor([0, 0, 0, 1]),
-        queries_T=torch.tensor([0, 1, 2, 0]),
-        columns_T=torch.tensor([7, 8, 9, 1]),
-        visible_BQC=torch.tensor(
-            [
-                [[1] * 7 + [1, 0, 0], [1] * 7 + [1, 1, 0], [1] * 7 + [0, 0, 1]],
-                [[1, 1] + [0] * 8, [1] + [0] * 9, [1] + [0] * 9],
-            ],
-            dtype=torch.bool,
-        ),
-    )
-    second = NodeTokens(
-        tokens_T=torch.tensor([2]),
-        positions_T=torch.tensor([9]),
-        slots_T=torch.tensor([0]),
-        queries_T=torch.tensor([0]),
-        columns_T=torch.tensor([10]),
-        visible_BQC=torch.tensor([[[1] * 7 + [1, 1, 0, 1]]], dtype=torch.bool),
-    )
-    hidden_WH = torch.cat(
-        (
-            model.lean.extend(first, torch.tensor([1, 2, 3]), cache),
-            model.lean.extend(second, torch.tensor([0]), cache),
-        )
-    )
-    read = [prompts[0] + [8, 9], prompts[0] + [3], prompts[1] + [6], prompts[0] + [8, 9, 2]]
-    for hidden_H, sequence in zip(hidden_WH, read, strict=True):
-        logits_V = hidden_H @ model.lean.head_VH.T
-        torch.testing.assert_close(logits_V, expected_logits(model, sequence), atol=2e-5, rtol=2e-5)
+    computer.read(prompts_reading(prompts, 0), cache)
+    cache.above_SC[0, 7:11] = 6, 7, 6, 8
+    cache.above_SC[1, 1] = 0
+
+    def read(*rows: list[int], wanted: list[int]) -> Any:
+        return computer.read(Reading.of(*map(np.array, rows), np.array(wanted)), cache)
+
+    first = read([8, 9, 3, 6], [7, 8, 7, 1], [0, 0, 0, 1], [7, 8, 9, 1], [7, 7, 7, 1], wanted=[1, 2, 3])
+    second = read([2], [9], [0], [10], [7], wanted=[0])
+    sequences = [prompts[0] + [8, 9], prompts[0] + [3], prompts[1] + [6], prompts[0] + [8, 9, 2]]
+    assert_logits(model, np.concatenate((first, second)), sequences)
+
+
+@pytest.mark.parametrize("level", library.levels())
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_kernels_give_a_token_the_same_bits_whatever_is_read_beside_it(
+    make_model: Any, level: str, threads: int
+) -> None:
+    lean = make_model("llama", hidden_size=48, intermediate_size=200, vocab_size=512).lean
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        native = NativeTransformer(lean, library.load(level))
+    finally:
+        torch.set_num_threads(before)
+    draw = np.random.default_rng(0)
+    prompts = [draw.integers(512, size=length).tolist() for length in (1, 2, 11, 12, 13, 40, 190, 250)]
+
+    def states(together: list[list[int]]) -> Any:
+        cache = native.new_cache()
+        cache.reserve(len(together), 256)
+        return native.read(prompts_reading(together, 0), cache)
+
+    alone = np.concatenate([states([prompt]) for prompt in prompts])
+    for _ in range(20):
+        order = draw.permutation(len(prompts))
+        np.testing.assert_array_equal(states([prompts[place] for place in order]), alone[order])
 
 
 def test_bfloat16_stays_near_float32(make_model: Any) -> None:
@@ -112,9 +140,9 @@ def test_bfloat16_stays_near_float32(make_model: Any) -> None:
     half = LeanTransformer(model.lean.architecture, model.reference.state_dict(), torch.bfloat16)
     cache = half.new_cache()
     cache.reserve(1, 64)
-    hidden_BH = half.prefill([PROMPTS[1]], 0, cache)
-    assert hidden_BH.dtype == torch.bfloat16
-    logits_V = (hidden_BH[0] @ half.head_VH.T).float()
+    hidden_BH = torch.from_numpy(half.read(prompts_reading([PROMPTS[1]], 0), cache))
+    assert half.head_VH.dtype == torch.bfloat16
+    logits_V = (hidden_BH[0].bfloat16() @ half.head_VH.T).float()
     torch.testing.assert_close(logits_V, expected_logits(model, PROMPTS[1]), atol=0.05, rtol=0.05)
 
 
@@ -187,11 +215,13 @@ def test_the_cache_keeps_what_it_holds_when_it_grows(tiny: Any) -> None:
     cache = tiny.lean.new_cache()
     assert cache.nbytes == 0
     cache.reserve(1, 3)
-    tiny.lean.prefill([[1, 2, 3]], 0, cache)
+    tiny.lean.read(prompts_reading([[1, 2, 3]], 0), cache)
     before = cache.buffer_SPKCD[0, :, :, :3].clone()
+    cache.above_SC[0, 2], cache.positions_SC[0, 2] = 7, 8
     cache.reserve(3, 200)
     assert (cache.slots, cache.columns) == (3, 256)
     assert cache.nbytes == cache.buffer_SPKCD.nbytes
     cache.move(0, 2, 3)
     for slot in (0, 2):
         assert torch.equal(cache.buffer_SPKCD[slot, :, :, :3], before)
+        assert (cache.above_SC[slot, 2], cache.positions_SC[slot, 2]) == (7, 8)
