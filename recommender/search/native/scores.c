@@ -4,6 +4,7 @@
 #include <math.h>
 
 #define EDGES 64 /* of an item */
+#define NODES 32
 
 static int node_of(const Scoring *s, int edge) {
     int low = 0, high = s->nodes;
@@ -38,12 +39,13 @@ static void do_item(void *job, int phase, int item, int thread) {
     (void)thread;
     const Scoring *s = job;
     const int edges = s->edge_offsets[s->nodes], begin = item * EDGES;
-    if (phase) renormalise(s, item);
-    else score(s, begin, begin + EDGES < edges ? begin + EDGES : edges);
+    if (phase == 0) score(s, begin, begin + EDGES < edges ? begin + EDGES : edges);
+    else
+        for (int at = item * NODES; at < s->nodes && at < (item + 1) * NODES; at++) renormalise(s, at);
 }
 
 void espalier_score(const Scoring *scoring, Pool *pool) {
     const int edges = scoring->edge_offsets[scoring->nodes];
-    const int items[] = {(edges + EDGES - 1) / EDGES, scoring->nodes};
+    const int items[] = {(edges + EDGES - 1) / EDGES, (scoring->nodes + NODES - 1) / NODES};
     run_phases(pool, do_item, (void *)scoring, 2, items);
 }
