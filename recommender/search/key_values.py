@@ -7,6 +7,7 @@ C columns (tokens), D head_dim.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,6 +15,17 @@ from recommender.search.architecture import Architecture
 from recommender.trie import Int32Array
 
 _COLUMN_STEP = 64
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def bits_of(tensor: Tensor) -> npt.NDArray[np.signedinteger]:
+    """The tensor's memory as whole numbers, for copies by numpy.
+
+    torch copies with all its threads, each of which must be running; on a busy machine that takes
+    milliseconds where one thread needs microseconds.
+    """
+    bits: npt.NDArray[np.signedinteger] = tensor.view(_BITS[tensor.element_size()]).numpy()
+    return bits
 
 
 class KeyValueCache:
@@ -61,12 +73,13 @@ class KeyValueCache:
         slots = max(slots, self.slots)
         columns = max(-(-columns // _COLUMN_STEP) * _COLUMN_STEP, self.columns)
         self.buffer_SPKCD = torch.zeros(slots, planes, heads, columns, width, dtype=old.dtype)
-        self.buffer_SPKCD[: old.shape[0], :, :, : old.shape[3]] = old
+        bits_of(self.buffer_SPKCD)[: old.shape[0], :, :, : old.shape[3]] = bits_of(old)
         room = ((0, slots - old.shape[0]), (0, columns - old.shape[3]))
         self.above_SC, self.positions_SC = np.pad(self.above_SC, room), np.pad(self.positions_SC, room)
 
     def move(self, source: int, target: int, columns: int) -> None:
         """Copies the first `columns` of one slot over another."""
-        self.buffer_SPKCD[target, :, :, :columns] = self.buffer_SPKCD[source, :, :, :columns]
+        bits = bits_of(self.buffer_SPKCD)
+        bits[target, :, :, :columns] = bits[source, :, :, :columns]
         self.above_SC[target, :columns] = self.above_SC[source, :columns]
         self.positions_SC[target, :columns] = self.positions_SC[source, :columns]

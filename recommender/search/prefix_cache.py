@@ -14,10 +14,13 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from recommender.search.architecture import Architecture
+from recommender.search.key_values import bits_of
 
 BLOCK = 8
 
@@ -38,10 +41,11 @@ class PrefixCache:
     def __init__(self, architecture: Architecture, dtype: torch.dtype, max_bytes: int) -> None:
         planes, heads = 2 * architecture.num_hidden_layers, architecture.num_key_value_heads
         shape = (planes, heads, BLOCK, architecture.head_dim)
-        self._block_bytes = torch.zeros(shape, dtype=dtype, device="meta").nbytes
+        one = bits_of(torch.empty(shape, dtype=dtype))
+        self._block_bytes = one.nbytes
         places = max_bytes // self._block_bytes
         # Untouched pages of it take no memory yet.
-        self._pool_NPKWD = torch.empty(places, *shape, dtype=dtype)
+        self._pool_NPKWD = np.empty((places, *shape), one.dtype)
         self._free = list(reversed(range(places)))
         self._root = _Block((), place=-1)
         self._by_age: OrderedDict[_Block, None] = OrderedDict()  # what was met longest ago comes first
@@ -60,11 +64,10 @@ class PrefixCache:
         if not path:
             return 0
         self._meet(path)
-        planes, heads, _, width = slot_PKCD.shape
-        found_MPKWD = self._pool_NPKWD[[block.place for block in path]]
-        length = len(path) * BLOCK
-        slot_PKCD[:, :, :length] = found_MPKWD.permute(1, 2, 0, 3, 4).reshape(planes, heads, length, width)
-        return length
+        slot_PKMWD = _in_blocks(slot_PKCD, 0, len(path))
+        for at, block in enumerate(path):
+            slot_PKMWD[:, :, at] = self._pool_NPKWD[block.place]
+        return len(path) * BLOCK
 
     def keep(self, prompt: Sequence[int], slot_PKCD: Tensor) -> None:
         """Remembers the prompt's whole blocks from a slot that holds all of it."""
@@ -72,19 +75,16 @@ class PrefixCache:
         path = self._path(prompt, blocks)
         known = len(path)
         self._meet(path)
-        places: list[int] = []
         while len(path) < blocks and (place := self._place(path)) is not None:
             above = path[-1] if path else self._root
             tokens = tuple(prompt[len(path) * BLOCK : (len(path) + 1) * BLOCK])
             above.below[tokens] = block = _Block(tokens, place, above)
-            places.append(place)
             path.append(block)
             self._by_age[block] = None
-        if places:
-            planes, heads, _, width = slot_PKCD.shape
-            new = slot_PKCD[:, :, known * BLOCK : len(path) * BLOCK]
-            blocked = new.reshape(planes, heads, len(places), BLOCK, width)
-            self._pool_NPKWD[places] = blocked.permute(2, 0, 1, 3, 4)
+        if len(path) > known:
+            slot_PKMWD = _in_blocks(slot_PKCD, known, len(path))
+            for at, block in enumerate(path[known:]):
+                self._pool_NPKWD[block.place] = slot_PKMWD[:, :, at]
             self._meet(path)
 
     def _path(self, prompt: Sequence[int], blocks: int) -> list[_Block]:
@@ -114,3 +114,11 @@ class PrefixCache:
         del self._by_age[oldest]
         del oldest.parent.below[oldest.tokens]
         return oldest.place
+
+
+def _in_blocks(slot_PKCD: Tensor, first: int, stop: int) -> npt.NDArray[np.signedinteger]:
+    """(P, K, stop - first, W, D) these blocks of a slot, in place."""
+    planes, heads, _, width = slot_PKCD.shape
+    columns = bits_of(slot_PKCD)[:, :, first * BLOCK : stop * BLOCK]
+    # A view, since an axis is only split; the tests write through it.
+    return columns.reshape(planes, heads, stop - first, BLOCK, width)

@@ -9,7 +9,7 @@ typedef struct {
     Attention attention;
 } Pass;
 
-enum { SCALE, QKV, ROTATE, TURN, ATTEND, OUT, SCALE_AGAIN, GATE_UP, DOWN, PHASES };
+enum { SCALE, QKV, ROTATE, TURN, ATTEND, OUT, SCALE_AGAIN, GATE_UP, DOWN };
 #define TOKENS 16 /* of an item, where a token is little work */
 
 static const Layer *layer_of(const Pass *pass, int phase) { return pass->model->layer + (phase - 1) / PHASES; }

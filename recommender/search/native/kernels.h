@@ -19,6 +19,7 @@
 #define TILE_ROWS 8
 #endif
 #define PANEL (2 * LANES) /* columns of a packed weight that stand together */
+#define PHASES 9 /* of a layer */
 #define PADDED(n, to) (((n) + (to) - 1) / (to) * (to))
 
 /* One decoder layer. Matrices are packed (`espalier_pack`), with the gain of the norm before them. */
@@ -65,7 +66,8 @@ typedef struct Pool Pool;
 /* Does item number `item` of a phase, on thread number `thread` of `espalier_threads`. */
 typedef void (*Work)(void *job, int phase, int item, int thread);
 
-Pool *espalier_pool(int threads);
+/* A pool for models of so many layers, or null if memory is short. One caller at a time. */
+Pool *espalier_pool(int threads, int layers);
 void espalier_close_pool(Pool *pool);
 int espalier_threads(const Pool *pool);
 /* Runs the phases one after the other, the items of each in any order on any thread. */

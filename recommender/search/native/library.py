@@ -86,7 +86,7 @@ def _file(level: str) -> Path | None:
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.espalier_lanes.restype = ctypes.c_int
-    library.espalier_pool.argtypes, library.espalier_pool.restype = [ctypes.c_int], _POINTER
+    library.espalier_pool.argtypes, library.espalier_pool.restype = [ctypes.c_int] * 2, _POINTER
     library.espalier_close_pool.argtypes, library.espalier_close_pool.restype = [_POINTER], None
     library.espalier_pack.argtypes = [_POINTER, _POINTER, *[ctypes.c_int] * 3, _POINTER]
     library.espalier_pack.restype = None

@@ -9,7 +9,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-#define MOST_PHASES 4096
 #define SPINS_ASLEEP 4000 /* looks for a new job, some 200 µs, before a worker sleeps */
 #define SPINS_POLITE 2000  /* looks for a phase's end before it lets others run */
 
@@ -29,8 +28,8 @@ struct Pool {
     Work work;
     void *job;
     int phases;
-    int items[MOST_PHASES];
-    atomic_int next[MOST_PHASES], done[MOST_PHASES];
+    int *items;
+    atomic_int *next, *done;
 };
 
 static void join_in(Pool *pool, int thread) {
@@ -74,15 +73,22 @@ static void announce(Pool *pool) {
     pthread_mutex_unlock(&pool->mutex);
 }
 
-Pool *espalier_pool(int threads) {
+static void free_pool(Pool *pool) {
+    free(pool->threads), free(pool->items), free(pool->next), free(pool->done), free(pool);
+}
+
+Pool *espalier_pool(int threads, int layers) {
     Pool *pool = calloc(1, sizeof *pool);
+    const size_t phases = 2 + (size_t)layers * PHASES;
     if (!pool) return NULL;
+    pool->threads = calloc(threads, sizeof *pool->threads), pool->items = calloc(phases, sizeof *pool->items);
+    pool->next = calloc(phases, sizeof *pool->next), pool->done = calloc(phases, sizeof *pool->done);
+    if (!pool->threads || !pool->items || !pool->next || !pool->done) return free_pool(pool), NULL;
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->wake, NULL);
-    pool->threads = calloc(threads, sizeof *pool->threads);
-    for (int i = 0; pool->threads && i < threads - 1; i++) {
-        if (pthread_create(&pool->threads[pool->workers], NULL, work_until_the_end, pool)) break;
-        pool->workers++;
+    for (int i = 0; i < threads - 1; i++) {
+        if (pthread_create(&pool->threads[i], NULL, work_until_the_end, pool)) break;
+        pool->workers++; /* with fewer than asked for it is slower, no more */
     }
     return pool;
 }
@@ -95,8 +101,7 @@ void espalier_close_pool(Pool *pool) {
     for (int i = 0; i < pool->workers; i++) pthread_join(pool->threads[i], NULL);
     pthread_mutex_destroy(&pool->mutex);
     pthread_cond_destroy(&pool->wake);
-    free(pool->threads);
-    free(pool);
+    free_pool(pool);
 }
 
 void run_phases(Pool *pool, Work work, void *job, int phases, const int *items) {

@@ -39,7 +39,7 @@ def fastest(model: LeanTransformer) -> Transformer:
 
 
 class NativeTransformer:
-    """See the module. Holds its own weights: nothing of the given model but embedding and head."""
+    """See the module. Of the given model it keeps embedding and head. Not thread-safe."""
 
     def __init__(self, model: LeanTransformer, kernels: ctypes.CDLL) -> None:
         """Packs the weights; `kernels`: what `library.load` gave.
@@ -69,7 +69,7 @@ class NativeTransformer:
             norm=model.norm_H.data_ptr(),
             layer=layers,
         )
-        self._pool = kernels.espalier_pool(torch.get_num_threads())
+        self._pool = kernels.espalier_pool(torch.get_num_threads(), arch.num_hidden_layers)
         if not self._pool:
             raise MemoryError("no memory for the kernels' threads")
         closing = weakref.finalize(self, kernels.espalier_close_pool, self._pool)
