@@ -1,7 +1,8 @@
 """The search against brute force: every item's score computed by transformers.
 
-Scores agree to 1e-5: float32 sums depend on the shapes of the batch. So the tests compare scores, and
-items only where their scores are further apart than that.
+Scores agree to 1e-5: transformers' float32 sums depend on the shapes of the batch. So the tests compare
+scores, and items only where their scores are further apart than that. The kernels' sums do not: what they
+answer is compared with itself to the last bit.
 """
 
 from collections.abc import Callable, Sequence
@@ -141,6 +142,24 @@ def test_an_answer_does_not_depend_on_who_shares_its_batch(
     assert len(answers) == len(together)
     for found, wish in zip(answers, together, strict=True):
         check(found, wish, trie, brute_force(tiny.reference, wish.prompt, paths))
+
+
+@pytest.mark.parametrize("level", library.levels())
+@SETTINGS
+@given(data=st.data(), paths=catalogues, batch=st.integers(2, 5), limits=widths)
+def test_an_answer_of_the_kernels_is_the_same_to_the_last_bit_in_any_company(
+    make_model: Any, level: str, data: st.DataObject, paths: Paths, batch: int, limits: SearchLimits
+) -> None:
+    """Alone, in a batch, and with what is remembered of prompts that were read in another batch."""
+    model = NativeTransformer(make_model("qwen3").lean, library.load(level))
+    trie = TitleTrie.build(paths, [0] * len(paths))
+    queries = [wish.query(trie) for wish in data.draw(st.lists(wishes(len(paths)), min_size=2, max_size=6))]
+    alone = [TrieSearch(model, trie, limits).rank([query])[0] for query in queries]
+    remembering = TrieSearch(model, trie, limits, prefix_cache_bytes=1 << 20)
+    for _ in range(2):
+        together = remembering.rank(queries, batch)
+        assert [found.leaves for found in together] == [found.leaves for found in alone]
+        assert [found.scores for found in together] == [found.scores for found in alone]
 
 
 @SETTINGS
