@@ -44,7 +44,7 @@ from recommender.dataset import Dataset
 
 SHARES = tuple(percent / 100 for percent in range(10, 120, 10))
 PARTS = ("history", "prompt", "queue", "prefill", "decode", "rest")
-_GOAL_SHARE, _GOAL_SPREAD = 0.7, 5.0
+_GOAL_SHARE, _GOAL_SPREAD, _GOAL_AROUND_MS = 0.7, 5.0, 1.0
 # Of what a step offers, so much must be answered within its time; the rest is on its way when it ends.
 _KEPT_UP = 0.97
 _PACKAGES = ("espalier", "torch", "uvicorn", "uvloop", "fastapi", "redis")
@@ -71,6 +71,13 @@ def knee(steps: Sequence[Record]) -> Record | None:
             break
         last = step
     return last
+
+
+def around_the_search(step: Record) -> float | None:
+    """Milliseconds at p50 of all but search and waiting: Redis, prompt, JSON, pydantic, metrics."""
+    if step["stages"] is None:
+        return None
+    return round(sum(step["stages"][part]["p50_ms"] for part in ("history", "prompt", "rest")), 2)
 
 
 def saturated(step: Record, cores: int) -> tuple[str, float]:
@@ -151,6 +158,7 @@ def run(given: argparse.Namespace, running: Service, store: Server, bodies: Path
         "knee_rps": found and found["offered_rps"],
         "knee_share_of_capacity": found and found["share"],
         "saturates_first": {"what": name, "share": share, "at_share_of_capacity": beyond["share"]},
+        "around_the_search_p50_ms": around_the_search(at_goal or steps[0]),
         "cores_used_by_others": disturbance(steps),
         "steps": steps,
         "at_70_percent_of_knee": at_goal,
@@ -202,6 +210,8 @@ Capacity, with {record["clients"]} clients that ask without pause: {record["capa
 
 Stages are p50 / p99 in ms inside the service, as `Server-Timing` tells them; latency is the client's, from
 the moment a request was due. {verdict}
+Redis, prompt, JSON, pydantic and metrics together take {record["around_the_search_p50_ms"]} ms of a request
+at p50 there (goal: below {_GOAL_AROUND_MS:g} ms).
 What saturates first, at {100 * first["at_share_of_capacity"]:.0f} % of the capacity: {first["what"]}
 ({100 * first["share"]:.0f} % of what it can have). Work that is none of this took up to
 {record["cores_used_by_others"]} of the machine's {record["machine"]["cores"]} cores during a step.

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.http import disturbance, keeps_up, knee, saturated, stage_percentiles
+from benchmarks.http import around_the_search, disturbance, keeps_up, knee, saturated, stage_percentiles
 from benchmarks.load_generator import note_stages
 
 
@@ -46,3 +46,10 @@ def test_stages_are_read_off_an_answers_head() -> None:
     note_stages(b"http/1.1 200 ok\r\nserver-timing: prefill;dur=1.25, total;dur=3.5\r\nx: y\r\n", stages)
     note_stages(b"http/1.1 200 ok\r\nx: y\r\n", stages)
     assert stages == {"total": [1.0, 3.5], "prefill": [1.25]}
+
+
+def test_what_is_around_the_search_is_history_prompt_and_rest() -> None:
+    times = {"history": 0.2, "prompt": 0.1, "queue": 9.0, "prefill": 9.0, "decode": 9.0, "rest": 0.3}
+    stages = {part: {"p50_ms": time} for part, time in times.items()}
+    assert around_the_search({"stages": stages}) == 0.6
+    assert around_the_search({"stages": None}) is None
