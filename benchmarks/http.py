@@ -77,7 +77,8 @@ def around_the_search(step: Record) -> float | None:
     """Milliseconds at p50 of all but search and waiting: Redis, prompt, JSON, pydantic, metrics."""
     if step["stages"] is None:
         return None
-    return round(sum(step["stages"][part]["p50_ms"] for part in ("history", "prompt", "rest")), 2)
+    parts: list[float] = [step["stages"][part]["p50_ms"] for part in ("history", "prompt", "rest")]
+    return round(sum(parts), 2)
 
 
 def saturated(step: Record, cores: int) -> tuple[str, float]:
