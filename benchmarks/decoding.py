@@ -1,192 +1,166 @@
-"""How fast a catalogue-constrained top 10 is found: our engines beside transformers' constrained beams.
+"""How fast a catalogue-constrained top 10 is found: our engines beside beam searches of others.
 
-    python -m benchmarks.decoding ARTIFACT DATASET [--rows 200] [--vllm PYTHON] [--out FILE]
+    python -m benchmarks.decoding ARTIFACT DATASET [--vllm PYTHON] [--out docs/results/decoding.json]
 
-One artifact, real test histories, k = 10 items, float32. The contenders take turns, batch by batch, so that
-a noisy machine is noisy for all. `transformers` is `generate` with 20 beams, a `prefix_allowed_tokens_fn`
-over the trie, renormalised logits, no length penalty, and the separator as end; several requests are one
-left-padded batch. `native` is `TrieSearch`, nothing cached across requests. `vllm` is our engine on vLLM
-in a process of its own, which PYTHON runs. Each concurrency has histories of its own, so that no prefix
-cache meets one twice. Beside the times stand the floors of `floors.py`, measured in the same run.
+One artifact, the same 200 real test histories at every concurrency, k = 10 items, float32. The contenders
+take turns, call by call, so that a noisy machine is noisy for all. `transformers` is `generate` with 20
+beams, a `prefix_allowed_tokens_fn` over the trie, renormalised logits, no length penalty, and the separator
+as end; several requests are one left-padded batch. `native` is `TrieSearch`, without a prefix cache.
+`vllm_eager` and `vllm_compiled` are our engine on vLLM, its block size tuned before, and `vllm_beams` is
+vLLM's own beam search without constraint; PYTHON has vLLM. Before each pass, which is one concurrency, what
+a contender remembers across requests is emptied. The exact answer comes from the search's torch reference.
+Beside the times stand the floors of `floors.py`, measured in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
+import itertools
 import os
-import platform
-import resource
 import statistics
-import sys
+import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from datetime import date
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
-from benchmarks.floors import gemm_seconds, measure_machine, needed_steps, roofline_seconds
+from benchmarks.decoding_alone import peak_alone
+from benchmarks.decoding_contenders import (
+    BEAMS,
+    CONCURRENCIES,
+    MOST,
+    PAUSE_S,
+    Answer,
+    Contender,
+    K,
+    Loop,
+    Mode,
+    Prompt,
+    VllmBeams,
+    VllmSearch,
+    beams,
+    leaf_of_paths,
+    looping,
+    native,
+)
+from benchmarks.decoding_floors import floors
+from benchmarks.decoding_report import best_vllm, illegal_share, overlap, page, picture, ratios
+from benchmarks.records import Record, described, percentiles, publish
 from recommender.artifact import Artifact
 from recommender.dataset import Dataset
 from recommender.ranker import Ranker
-from recommender.search.frontier import Query
-from recommender.search.transformer import LeanTransformer
+from recommender.search.frontier import Query, SearchLimits
+from recommender.search.search import TrieSearch
 from recommender.storage import write_file
-from service.engine.making import VllmMaker
-from service.engine.protocol import RankRequest
+from service.errors import EngineError
 
-K = 10
-BEAMS = 20
-CONCURRENCIES = (1, 8, 32)
-FLOOR_ROWS = 20
-Answer = list[int]
-"""Items, the best first."""
-Contender = Callable[[Sequence[tuple[int, ...]]], list[Answer]]
-
-
-def native(ranker: Ranker) -> Contender:
-    """The trie search, all prompts of a call in flight together."""
-
-    def answer(prompts: Sequence[tuple[int, ...]]) -> list[Answer]:
-        queries = [Query(prompt, K) for prompt in prompts]
-        found = ranker.search.rank(queries, batch=len(queries))
-        return [
-            [item.index for item in ranker.items(one, query)]
-            for one, query in zip(found, queries, strict=True)
-        ]
-
-    return answer
-
-
-@contextmanager
-def vllm(artifact: Artifact, python: Path) -> Iterator[Contender]:
-    """Our engine on vLLM, all prompts of a call asked at once."""
-
-    def count(reason: str) -> None:
-        raise RuntimeError(f"vLLM's process was lost: {reason}")
-
-    with asyncio.Runner() as runner:
-        made = runner.run(VllmMaker(python, 32, count)(artifact))
-
-        async def ask(prompts: Sequence[tuple[int, ...]]) -> list[Answer]:
-            deadline = asyncio.get_running_loop().time() + 600
-            requests = [RankRequest(prompt, K, frozenset(), None, deadline) for prompt in prompts]
-            answers = await asyncio.gather(*map(made.engine.rank, requests))
-            return [[item.index for item in one.items] for one in answers]
-
-        try:
-            yield lambda prompts: runner.run(ask(prompts))
-        finally:
-            runner.run(made.engine.close())
-
-
-def beams(artifact: Artifact, ranker: Ranker) -> Contender:
-    """Transformers' beam search, held to the trie token by token."""
-    model = AutoModelForCausalLM.from_pretrained(artifact.path, dtype=torch.float32).eval()
-    end = ranker.encoder.separator_id
-    paths = {ranker.trie.path(leaf): leaf for leaf in range(ranker.trie.leaf_count)}
-    allowed: dict[tuple[int, ...], list[int]] = {}
-    for path in paths:
-        for depth, token in enumerate(path):
-            siblings = allowed.setdefault(path[:depth], [])
-            if token not in siblings:
-                siblings.append(token)
-    longest = max(map(len, paths))
-
-    def answer(prompts: Sequence[tuple[int, ...]]) -> list[Answer]:
-        width = max(map(len, prompts))
-        ids = torch.tensor([[end] * (width - len(p)) + list(p) for p in prompts])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-
-        def children(_: int, sequence: torch.Tensor) -> list[int]:
-            return allowed.get(tuple(sequence[width:].tolist()), [end])
-
-        with torch.inference_mode():
-            out = model.generate(
-                ids,
-                attention_mask=mask,
-                num_beams=BEAMS,
-                num_return_sequences=K,
-                max_new_tokens=longest,
-                do_sample=False,
-                prefix_allowed_tokens_fn=children,
-                renormalize_logits=True,
-                length_penalty=0.0,
-                eos_token_id=end,
-                pad_token_id=end,
-                return_dict_in_generate=True,
-                output_scores=True,
-            )
-        answers: list[Answer] = []
-        for row in range(len(prompts)):
-            leaves = []
-            for place in range(row * K, (row + 1) * K):
-                tokens = out.sequences[place, width:].tolist()
-                path = tuple(tokens[: tokens.index(end) + 1]) if end in tokens else tuple(tokens)
-                if path in paths:
-                    leaves.append(paths[path])
-            answers.append([item for leaf in leaves for item in ranker.trie.items_of(leaf).tolist()][:K])
-        return answers
-
-    return answer
+FLOOR_ROWS = MOST
+TUNING_ROWS = 8
+BLOCKS = (32, 64, 128)  # vLLM's CPU build takes multiples of 32, and 128 unless told
+_PACKAGES = ("espalier", "torch", "transformers", "numpy")
+_VERSION = (
+    "from importlib.metadata import version as v, packages_distributions as p; print(v(p()['vllm'][0]))"
+)
 
 
 def measure(
-    contenders: dict[str, Contender], prompts: Sequence[tuple[int, ...]], concurrency: int
+    contenders: Mapping[str, Contender],
+    prompts: Sequence[Prompt],
+    concurrency: int,
+    at_most: Mapping[str, int] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Seconds of every call, the contenders taking turns, and all answers."""
+    """Seconds of every call, the contenders taking turns, and all answers.
+
+    `at_most` says of a slow contender how many of the prompts, the first ones, it is asked.
+    """
+    limits = {name: min(len(prompts), (at_most or {}).get(name, len(prompts))) for name in contenders}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     answers: dict[str, list[Answer]] = {name: [] for name in contenders}
     for begin in range(0, len(prompts), concurrency):
-        batch = prompts[begin : begin + concurrency]
         for name, contender in contenders.items():
+            batch = prompts[begin : min(begin + concurrency, limits[name])]
+            if not batch:
+                continue
+            time.sleep(PAUSE_S)
             start = time.perf_counter()
             answers[name].extend(contender(batch))
             seconds[name].append(time.perf_counter() - start)
     return {name: {"seconds": seconds[name], "answers": answers[name]} for name in contenders}
 
 
-def overlap(answers: Sequence[Answer], exact: Sequence[Answer]) -> float:
-    """Mean share of the exact ten that an answer holds."""
-    return statistics.fmean(
-        len({*one} & {*other}) / len(other) for one, other in zip(answers, exact, strict=True)
-    )
+def exact_answers(artifact: Artifact, ranker: Ranker, prompts: Sequence[Prompt]) -> list[Answer]:
+    """From torch's forward pass, none of the kernels, with a frontier that is never cut."""
+    unlimited = SearchLimits(expansions=ranker.trie.node_count)
+    search = TrieSearch(artifact.load_transformer(), ranker.trie, unlimited)
+    queries = [Query(prompt, K) for prompt in prompts]
+    found = search.rank(queries, batch=8)
+    assert all(one.exact for one in found)
+    return [
+        [item.index for item in ranker.items(one, query)] for one, query in zip(found, queries, strict=True)
+    ]
 
 
-def floors(model: LeanTransformer, ranker: Ranker, prompts: Sequence[tuple[int, ...]]) -> dict[str, float]:
-    """Shares of the native times at concurrency 1 that the floors make up: 1 is the floor itself."""
-    machine = measure_machine(model.nbytes)
-    shares: dict[str, list[float]] = {}
-    for prompt in prompts:
-        steps = needed_steps(ranker, prompt, K)
-        query = Query(prompt, K)
-        prefill, whole = [], []
-        for _ in range(5):
-            start = time.perf_counter()
-            ranker.search.admit([query])
-            prefill.append(time.perf_counter() - start)
-            while not ranker.search.step():
-                pass
-            whole.append(time.perf_counter() - start)
-        for name, needed, taken in (("prefill", steps[:1], prefill), ("request", steps, whole)):
-            median = statistics.median(taken)
-            shares.setdefault(f"{name}_gemm", []).append(gemm_seconds(model, needed) / median)
-            shares.setdefault(f"{name}_roofline", []).append(
-                roofline_seconds(model, needed, machine) / median
-            )
-    return {name: statistics.median(values) for name, values in shares.items()}
+def tuned(
+    artifact: Artifact, python: Path, loop: Loop, prompts: Sequence[Prompt], warming: Sequence[Prompt]
+) -> list[Record]:
+    """The p50 of each mode of our engine on vLLM at each block size, one prompt at a time."""
+    tried: list[Record] = []
+    for compiled, block in itertools.product((False, True), BLOCKS):
+        mode = Mode(compiled, block)
+        one: Record = {"mode": mode.name, "block_tokens": block, "p50_ms": None, "refused": None}
+        search = VllmSearch(artifact, python, mode, loop)
+        try:
+            search.renew(warming[:4])
+            seconds = measure({mode.name: search}, prompts, 1)[mode.name]["seconds"]
+            one["p50_ms"] = round(1e3 * statistics.median(seconds), 2)
+        except EngineError as error:
+            one["refused"] = str(error)
+        finally:
+            search.close()
+        tried.append(one)
+    return tried
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which the share lies, the nearest measured one."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+def chosen_blocks(tried: Sequence[Record]) -> dict[str, int]:
+    """Each mode's fastest block size; a mode that never ran is left out."""
+    fastest: dict[str, Record] = {}
+    for one in tried:
+        best = fastest.get(one["mode"])
+        if one["p50_ms"] is not None and (best is None or one["p50_ms"] < best["p50_ms"]):
+            fastest[one["mode"]] = one
+    return {mode: one["block_tokens"] for mode, one in fastest.items()}
+
+
+def compare(
+    contenders: Mapping[str, Contender],
+    empty: Callable[[], None],
+    prompts: Sequence[Prompt],
+    exact: Sequence[Answer],
+    at_most: Mapping[str, int],
+) -> Record:
+    """Times, rates and overlaps of all contenders; `empty` is called before each pass."""
+    milliseconds: dict[str, dict[str, float] | None] = {}
+    rates: dict[str, dict[str, float]] = {name: {} for name in contenders}
+    overlaps: dict[str, float] = {}
+    for concurrency in CONCURRENCIES:
+        empty()
+        for name, result in measure(contenders, prompts, concurrency, at_most).items():
+            answers, seconds = result["answers"], result["seconds"]
+            rates[name][str(concurrency)] = round(len(answers) / sum(seconds), 3)
+            held = round(overlap(answers, exact[: len(answers)]), 4)
+            overlaps[name] = min(held, overlaps.get(name, 1.0))
+            if concurrency == 1:
+                milliseconds[name] = percentiles(seconds)
+    return {"ms": milliseconds, "requests_per_s": rates, "overlap10": overlaps}
+
+
+def _warming(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """As long as real prompts, and no prefix of theirs."""
+    return [tuple(reversed(prompt)) for prompt in prompts]
 
 
 def main() -> None:
@@ -195,62 +169,88 @@ def main() -> None:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument("--beam-rows", type=int, default=MOST, help="histories for vLLM's own beams")
     parser.add_argument("--vllm", type=Path, help="the interpreter that has vLLM")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, help="the JSON record; page and picture go beside it")
+    given = parser.parse_args()
+    logging.disable_progress_bar()
 
-    artifact = Artifact.open(options.artifact)
+    artifact = Artifact.open(given.artifact)
     artifact.verify()
     ranker = Ranker.from_artifact(artifact)
-    rows = Dataset(options.dataset).rows("test").sample(len(CONCURRENCIES) * options.rows, seed=0)
-    prompts = [ranker.prompt(history) for history in rows.histories]
-    with ExitStack() as stack:
-        contenders = {"native": native(ranker), "transformers": beams(artifact, ranker)}
-        if options.vllm:
-            contenders["vllm"] = stack.enter_context(vllm(artifact, options.vllm))
-        for contender in contenders.values():
-            contender(prompts[:2])  # warm up
-        record = compare(contenders, prompts, len(rows) // len(CONCURRENCIES))
-    record |= {
-        "command": ["python", "-m", "benchmarks.decoding", *sys.argv[1:]],
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    dataset = Dataset(given.dataset)
+    if ranker.catalogue.item_ids != dataset.catalogue.item_ids:
+        raise SystemExit(f"{given.artifact} has not the items of {given.dataset}, in their order")
+    prompts = [ranker.prompt(one) for one in dataset.rows("test").sample(given.rows, seed=0).histories]
+    others = [ranker.prompt(one) for one in dataset.rows("valid").sample(MOST, seed=0).histories]
+    record: Record = {
+        **described(_PACKAGES),
         "artifact": artifact.identity,
-        "prompt_tokens_mean": statistics.fmean(map(len, prompts)),
-        "floor_fraction": floors(artifact.load_transformer(), ranker, prompts[:FLOOR_ROWS]),
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "dtype": "float32",
+        "threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "k": K,
+        "beams": BEAMS,
+        "rows": len(prompts),
+        "beam_rows": min(given.beam_rows, len(prompts)),
+        "floor_rows": min(FLOOR_ROWS, len(prompts)),
+        "memory_rows": len(others),
+        "tuning_rows": TUNING_ROWS,
+        "titles": ranker.trie.leaf_count,
+        "longest_title": ranker.trie.longest_path,
+        "prompt_tokens_mean": round(statistics.fmean(map(len, prompts)), 1),
+        "files": given.out.stem if given.out else "decoding",
+        "tuning": [],
+        "block_tokens": {},
     }
-    text = json.dumps(record, indent=2)
-    print(text)
-    if options.out:
-        write_file(options.out, text + "\n")
+    exact = exact_answers(artifact, ranker, prompts)
+    peaks = {name: peak_alone(given.artifact, name, others) for name in ("native", "transformers")}
+    contenders: dict[str, Contender] = {"native": native(ranker), "transformers": beams(artifact, ranker)}
+    warming = _warming(others)
+    with ExitStack() as stack:
+        searches: dict[str, VllmSearch] = {}
+        own: VllmBeams | None = None
+        if given.vllm:
+            asked = subprocess.run([given.vllm, "-c", _VERSION], capture_output=True, text=True, check=True)
+            record["machine"]["vllm"] = asked.stdout.strip()
+            loop = stack.enter_context(looping())
+            record["tuning"] = tuned(artifact, given.vllm, loop, others[:TUNING_ROWS], warming)
+            record["block_tokens"] = blocks = chosen_blocks(record["tuning"])
+            for name, block in blocks.items():
+                mode = Mode(name == "vllm_compiled", block)
+                searches[name] = VllmSearch(artifact, given.vllm, mode, loop)
+                stack.callback(searches[name].close)
+            own = VllmBeams(artifact, given.vllm, ranker.trie, blocks.get("vllm_eager", BLOCKS[0]))
+            stack.callback(own.close)
+            contenders |= {**searches, "vllm_beams": own}
 
+        def empty() -> None:
+            """Native remembers nothing, with no prefix cache, and `generate` never does."""
+            assert ranker.search.prefixes.nbytes == 0
+            for name in ("native", "transformers"):
+                for some in (warming[:1], warming[:8]):
+                    contenders[name](some)
+            for search in searches.values():
+                search.renew(warming)
+            if own is not None:
+                own(warming[:2])
+                own.taken()
+                own.renew()
 
-def compare(
-    contenders: dict[str, Contender], prompts: Sequence[tuple[int, ...]], rows: int
-) -> dict[str, Any]:
-    """Times, rates and overlaps of all contenders, and native's ratios to the others."""
-    milliseconds: dict[str, dict[str, float]] = {}
-    rates: dict[str, dict[str, float]] = {name: {} for name in contenders}
-    overlaps: dict[str, float] = {}
-    for number, concurrency in enumerate(CONCURRENCIES):
-        own = prompts[number * rows : (number + 1) * rows]
-        for name, result in measure(contenders, own, concurrency).items():
-            rates[name][str(concurrency)] = len(own) / sum(result["seconds"])
-            if concurrency == 1:
-                times = [1e3 * second for second in result["seconds"]]
-                milliseconds[name] = {
-                    f"p{round(100 * share)}": percentile(times, share) for share in (0.5, 0.95, 0.99)
-                }
-                overlaps[name] = overlap(result["answers"], contenders["native"](own))
-    most = str(CONCURRENCIES[-1])
-    ratios = {}
-    for other in contenders:
-        if other != "native":
-            ratios[f"p50_vs_{other}"] = milliseconds[other]["p50"] / milliseconds["native"]["p50"]
-            ratios[f"throughput{most}_vs_{other}"] = rates["native"][most] / rates[other][most]
-    return {"ratios": ratios, "ms": milliseconds, "requests_per_s": rates, "overlap10": overlaps}
+        record |= compare(contenders, empty, prompts, exact, {"vllm_beams": record["beam_rows"]})
+        if own is not None:
+            record["illegal_share10"] = illegal_share(own.taken(), leaf_of_paths(ranker.trie))
+            peaks["vllm_beams"] = own.peak
+        for name, search in searches.items():
+            search.close()
+            peaks[name] = search.peak
+    record["peak_bytes"] = peaks
+    record["ratios"] = ratios(record["ms"], record["requests_per_s"])
+    record["best_vllm"] = best_vllm(record["ms"], record["requests_per_s"])
+    record["floors"], record["floor_fraction"] = floors(artifact, ranker, prompts[: record["floor_rows"]])
+    publish(record, given.out, page)
+    if given.out:
+        write_file(given.out.with_suffix(".svg"), picture(record))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from benchmarks.decoding import beams, measure, native
+from benchmarks.decoding import measure
+from benchmarks.decoding_contenders import beams, native
 from benchmarks.records import table
 from recommender.artifact import Artifact, Description, Lineage, ParameterCounts, write_artifact
 from recommender.catalogue import Catalogue

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from recommender.artifact import Artifact
 from recommender.ranker import Ranker, TitleIndex
+from recommender.search.transformer import LeanTransformer
 from service.engine.native.engine import NativeEngine
 from service.engine.protocol import Engine
 from service.engine.vllm.engine import VllmEngine
@@ -19,6 +21,7 @@ from service.errors import SettingsError
 from service.metrics import Metrics
 from service.settings import Settings
 
+_log = logging.getLogger("espalier.engine")
 # Prompts are far shorter. One bound for all engines, so that they cut a long prompt at the same place;
 # what vLLM reserves for one request grows with it.
 _LONGEST_CONTEXT = 2048
@@ -81,6 +84,11 @@ class NativeMaker:
         ranker = await asyncio.to_thread(
             Ranker.from_artifact, artifact, prefix_cache_bytes=self._prefix_cache_bytes
         )
+        if isinstance(ranker.search.model, LeanTransformer):
+            _log.warning(
+                "the search runs on torch, at half the speed: no kernels were built for this processor; "
+                "install a C compiler and Espalier again"
+            )
         return MadeEngine(NativeEngine(ranker, self._max_batch), ranker, _context(artifact))
 
     def overhead_bytes(self, artifact: Artifact) -> int:
@@ -96,8 +104,16 @@ class VllmMaker:
     lack of memory could take along.
     """
 
-    def __init__(self, python: Path, max_batch: int, on_failure: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        python: Path,
+        max_batch: int,
+        on_failure: Callable[[str], None],
+        options: Sequence[str] = (),
+    ) -> None:
+        """`options`: more of the child's command line, which benchmarks try."""
         self._python = python
+        self._options = options
         self._max_batch = max_batch
         self._on_failure = on_failure
         self._measured = 0
@@ -110,6 +126,7 @@ class VllmMaker:
             *(str(self._python), "-m", "service.engine.vllm.child"),
             *("--artifact", str(artifact.path.resolve())),
             *("--context", str(context), "--kv-cache", str(self._kv_cache_bytes(artifact))),
+            *self._options,
         ]
         engine = VllmEngine(command, self._max_batch, self._on_failure)
         await engine.start()

@@ -89,17 +89,28 @@ class TrieProcessor(LogitsProcessor):  # type: ignore[misc]
 class VllmModel:
     """An artifact in vLLM, as a `Model` of the step loop."""
 
-    def __init__(self, artifact: Artifact, context: int, kv_cache: int) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        context: int,
+        kv_cache: int,
+        *,
+        compiled: bool = False,
+        block_tokens: int | None = None,
+    ) -> None:
         """Loads the weights.
 
         Args:
             artifact: what to load.
             context: tokens that a prompt with a title may have.
             kv_cache: bytes of the cache of keys and values.
+            compiled: torch compiles the model first, which takes a C++ compiler and most of a minute.
+            block_tokens: tokens of a block of the cache; None: what suits the device.
         """
         self.context = context
         self._kv_cache = kv_cache
-        on_cpu = not torch.cuda.is_available()
+        if block_tokens is None and not torch.cuda.is_available():
+            block_tokens = _BLOCK_TOKENS_ON_CPU
         children = np.diff(artifact.load_trie().child_offsets)
         self._engine = LLMEngine.from_engine_args(
             EngineArgs(
@@ -110,9 +121,9 @@ class VllmModel:
                 max_model_len=context,
                 max_num_batched_tokens=max(_BATCHED_TOKENS, context),
                 kv_cache_memory_bytes=kv_cache,
-                block_size=_BLOCK_TOKENS_ON_CPU if on_cpu else None,
+                block_size=block_tokens,
                 enable_prefix_caching=True,
-                enforce_eager=True,
+                enforce_eager=not compiled,
                 seed=0,
                 logits_processors=[TrieProcessor],
                 logprobs_mode="processed_logits",

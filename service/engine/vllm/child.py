@@ -12,7 +12,6 @@ import os
 import select
 import shutil
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -189,11 +188,24 @@ def _end_with_the_service(connection: socket.socket, scratch: Path) -> None:
     os._exit(0)
 
 
-def _load(artifact: Artifact, context: int, kv_cache: int) -> ServedModel:
-    from service.engine.vllm.backend import VllmModel  # seconds, and it may fail
+def _main() -> None:
+    """Serves with vLLM; `--compiled` and `--block-tokens` are for benchmarks, see `VllmModel`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--block-tokens", type=int)
+    ours, others = parser.parse_known_args()
+    if ours.compiled:
+        os.environ.pop("TORCHDYNAMO_DISABLE", None)  # which the service sets
 
-    return VllmModel(artifact, context, kv_cache)
+    def load(artifact: Artifact, context: int, kv_cache: int) -> ServedModel:
+        from service.engine.vllm.backend import VllmModel  # seconds, and it may fail
+
+        return VllmModel(
+            artifact, context, kv_cache, compiled=ours.compiled, block_tokens=ours.block_tokens
+        )
+
+    serve(others, load)
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1:], _load)
+    _main()
