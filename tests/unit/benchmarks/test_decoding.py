@@ -202,7 +202,8 @@ def test_the_page_says_all_of_it() -> None:
 def test_the_page_says_when_a_floor_lies_above_a_time() -> None:
     assert "disturbed" not in page(record())
     disturbed = record() | {"floor_fraction": dict.fromkeys(PARTS, 1.5)}
-    assert "other work on the machine disturbed the floors" in page(disturbed)
+    assert "other work on the machine disturbed the measuring" in page(disturbed)
+    assert "of packed weights" in page(disturbed)
     assert "the load was 1.5" in page(disturbed)
 
 
