@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.records import Record, described, percentiles, provenance, publish, table
+from benchmarks.records import Record, described, lineage, percentiles, provenance, publish, table
 from recommender.artifact import Artifact
 from recommender.dataset import Dataset, UserSequence
 from recommender.ranker import Ranker
@@ -211,7 +211,7 @@ def main() -> None:
     grown = compared([pair for pair in pairs if not pair.cut])
     record = {
         **described(_PACKAGES),
-        "artifact": artifact.identity,
+        "artifact": lineage(artifact),
         "threads": torch.get_num_threads(),
         "users": given.users,
         "events": given.events,

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.records import Record, described, percentiles, provenance, publish, table
+from benchmarks.records import Record, described, lineage, percentiles, provenance, publish, table
 from benchmarks.serving import real_histories, redis_server, service
 from benchmarks.titles import TitleMaker, shape_of
 from pruning.export import reference_answer
@@ -200,7 +200,7 @@ def main() -> None:
     }
     record = {
         **described(_PACKAGES),
-        "artifact": artifact.identity,
+        "artifact": lineage(artifact),
         "rows": len(histories),
         "threads": torch.get_num_threads(),
         "real": asdict(maker.growth.parts[-1]),

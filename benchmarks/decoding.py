@@ -49,7 +49,7 @@ from benchmarks.decoding_contenders import (
 )
 from benchmarks.decoding_floors import floors
 from benchmarks.decoding_report import best_vllm, illegal_share, overlap, page, picture, ratios
-from benchmarks.records import Record, described, percentiles, publish
+from benchmarks.records import Record, described, lineage, percentiles, publish
 from recommender.artifact import Artifact
 from recommender.dataset import Dataset
 from recommender.ranker import Ranker
@@ -185,7 +185,7 @@ def main() -> None:
     others = [ranker.prompt(one) for one in dataset.rows("valid").sample(MOST, seed=0).histories]
     record: Record = {
         **described(_PACKAGES),
-        "artifact": artifact.identity,
+        "artifact": lineage(artifact),
         "dtype": "float32",
         "threads": torch.get_num_threads(),
         "load_before": round(os.getloadavg()[0], 2),

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.records import Record, described, provenance, publish
+from benchmarks.records import Record, described, lineage, provenance, publish
 from recommender.artifact import Artifact
 from recommender.dataset import Dataset
 from recommender.ranker import Ranker
@@ -105,7 +105,7 @@ def main() -> None:
     agreements = [agreement(one, everything) for one, everything in pairs]
     record = {
         **described(_PACKAGES),
-        "artifact": artifact.identity,
+        "artifact": lineage(artifact),
         "computed_by": type(ranker.search.model).__name__,
         "requests": len(found),
         "titles": ranker.trie.leaf_count,

@@ -25,7 +25,7 @@ import httpx
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.records import Record, described, percentiles, provenance, publish, table
+from benchmarks.records import Record, described, lineage, percentiles, provenance, publish, table
 from benchmarks.serving import (
     GOOD,
     KEY,
@@ -260,7 +260,7 @@ def main() -> None:
         found = run(given, running, store, scratch / "bodies")
     record = {
         **described(_PACKAGES),
-        "artifact": artifact.identity,
+        "artifact": lineage(artifact),
         "threads": torch.get_num_threads(),
         "histories": len(histories),
         **found,

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from recommender.artifact import Artifact
 from recommender.storage import write_file
 
 Record = dict[str, Any]
@@ -31,6 +32,15 @@ def described(packages: Iterable[str]) -> Record:
             "processor": _processor(),
         },
     }
+
+
+def lineage(artifact: Artifact) -> str:
+    """Which artifact was measured, and what it is: base, recipe, data set, size."""
+    made, size = artifact.manifest.lineage, artifact.manifest.parameters.nonembedding
+    return (
+        f"{artifact.identity} ({made.base}, recipe {made.recipe}, {made.dataset}; "
+        f"{size:,} non-embedding parameters)"
+    )
 
 
 def commit() -> str:
