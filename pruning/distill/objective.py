@@ -36,13 +36,18 @@ def among_vocabulary(logits_PV: Tensor, batch: Batch) -> Tensor:  # noqa: ARG001
 class Distillation:
     """`a · CE + b · KL(teacher ‖ student)`, the mean over target tokens (arXiv 2507.07064)."""
 
-    def __init__(self, config: DistillationConfig, source: SignalSource, log_probs: LogProbs) -> None:
+    def __init__(
+        self, config: DistillationConfig, source: SignalSource | None, log_probs: LogProbs
+    ) -> None:
+        """`source` may be None where the divergence has no weight: nobody is asked then."""
         self._config = config
         self._source = source
         self._log_probs = log_probs
 
     def __call__(self, logits_PV: Tensor, batch: Batch) -> Tensor:
         student_PV = self._log_probs(logits_PV, batch)  # once for both: it is as large as the logits
-        divergence_P = self._source.signal(batch).forward_kl(student_PV)
-        truth = F.nll_loss(student_PV, batch.labels_P)
-        return self._config.cross_entropy * truth + self._config.forward_kl * divergence_P.mean()
+        loss = self._config.cross_entropy * F.nll_loss(student_PV, batch.labels_P)
+        if self._source is not None:
+            divergence_P = self._source.signal(batch).forward_kl(student_PV)
+            loss = loss + self._config.forward_kl * divergence_P.mean()
+        return loss

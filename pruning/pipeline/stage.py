@@ -249,8 +249,10 @@ def _targets(bench: Bench, stage: Stage) -> tuple[Sequence[Window], LogProbs]:
 
 def _signal_source(
     bench: Bench, stage: Stage, windows: Sequence[Window], log_probs: LogProbs
-) -> SignalSource:
+) -> SignalSource | None:
     signal = stage.distillation.signal
+    if not stage.distillation.forward_kl:
+        return None
     if not isinstance(signal, CachedSignal):
         return LiveTeacher(bench.teacher.model, log_probs)
     # All that the signals depend on; the data set and the teacher are the run's own.

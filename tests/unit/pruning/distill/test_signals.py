@@ -77,3 +77,12 @@ def test_the_objective_weighs_truth_and_teacher() -> None:
     divergence = signal.forward_kl(logits_PV).mean().item()
     loss = Distillation(config, Fixed(), among_vocabulary)(logits_PV, batch).item()
     assert loss == pytest.approx(0.3 * truth + 0.5 * divergence, abs=1e-6)
+
+
+def test_the_truth_alone_asks_nobody() -> None:
+    """What a control learns from the data alone is cross-entropy, and no teacher is there to be asked."""
+    batch = collate([Window((0, 1, 2), (1,), (3,))], [0])
+    logits_PV = torch.tensor([[0.1, 0.7, 0.2], [0.2, 0.2, 0.6]]).log()
+    config = DistillationConfig(cross_entropy=1.0, forward_kl=0.0)
+    loss = Distillation(config, None, among_vocabulary)(logits_PV, batch).item()
+    assert loss == pytest.approx(-(math.log(0.7) + math.log(0.6)) / 2, abs=1e-6)
