@@ -86,7 +86,7 @@ class NativeMaker:
         )
         if isinstance(ranker.search.model, LeanTransformer):
             _log.warning(
-                "the search runs on torch, at half the speed: no kernels were built for this processor; "
+                "the search runs on torch, which is slower: no kernels were built for this processor; "
                 "install a C compiler and Espalier again"
             )
         return MadeEngine(NativeEngine(ranker, self._max_batch), ranker, _context(artifact))
