@@ -1,8 +1,11 @@
 """Catalogues of any size whose tries a search cannot tell from a real catalogue's.
 
 A made title is a walk over the real titles' words: each word follows the one before it as it does in a
-real title or, with the probability `novelty`, is any word (or the end). The real items come first and stay
-what they are, so that real histories have theirs; made ones, all distinct, fill up to the size.
+real title or, with the probability `novelty`, is any word (or the end). The first one begins a real title,
+too, or else, as often as a new title begins with a token that none has begun with before (Good and Turing's
+estimate), it is one of as many words with such tokens as are estimated to be yet unseen. The real items
+come first and stay what they are, so that real histories have theirs; made ones, all distinct, fill up to
+the size.
 
 Two statistics decide what a search costs: the *distinct first tokens* (the root's children) and the
 *decisions per title* (nodes with a choice on the way to a leaf). Novelty is chosen so that the decisions
@@ -31,7 +34,7 @@ from recommender.errors import CatalogueError
 from recommender.prompt import PromptEncoder
 from recommender.trie import TitleTrie
 
-# M walks made at a time, W distinct words (0: the end), B pairs of neighbouring words.
+# M walks made at a time, W distinct words (0: the end), B pairs of neighbouring words, F fresh words.
 _MAX_WORDS = 20
 _SHARES = (8, 4, 2, 1)
 _DRAWS = 5
@@ -90,9 +93,19 @@ class Growth:
         slope = doublings @ rises / (doublings @ doublings)
         return float(whole.decisions + slope * np.log2(titles / whole.titles))
 
+    @property
+    def unseen(self) -> float:
+        """How many first tokens there are besides (Chao1)."""
+        once, twice = self.counts.count(1), self.counts.count(2)
+        return once**2 / (2 * twice) if twice else once * (once - 1) / 2
+
+    @property
+    def fresh(self) -> float:
+        """How many of the next titles begin with one of these (Good and Turing)."""
+        return self.counts.count(1) / sum(self.counts)
+
     def _first_tokens(self, titles: int) -> float:
-        seen, once, twice = len(self.counts), self.counts.count(1), self.counts.count(2)
-        unseen = once**2 / (2 * twice) if twice else once * (once - 1) / 2
+        seen, once, unseen = len(self.counts), self.counts.count(1), self.unseen
         if not unseen:
             return float(seen)
         size = sum(self.counts)
@@ -122,6 +135,7 @@ class TitleMaker:
         self._followers_B = self._after_B[np.argsort(before_B, kind="stable")]
         self._offsets_W = np.concatenate(([0], np.cumsum(np.bincount(before_B))))
         self.growth = self._growth_of(self._titles)
+        self._fresh_F = self._fresh_words(round(self.growth.unseen))
 
     def foretold(self) -> Shape:
         """The whole real catalogue as a random quarter of it lets one expect."""
@@ -168,7 +182,7 @@ class TitleMaker:
         return list(made)[len(taken) :]
 
     def _walks(self, size: int, novelty: float, random: np.random.Generator) -> _Ints:
-        """(M, at most 20) word numbers; behind the end all are 0. The first word always follows nothing."""
+        """(M, at most 20) word numbers; behind the end all are 0. The first word follows nothing, or is fresh."""
         words_M: _Ints = np.zeros(size, np.int64)
         columns: list[_Ints] = []
         while len(columns) < _MAX_WORDS:
@@ -176,6 +190,9 @@ class TitleMaker:
             next_M = self._followers_B[
                 start_M + (random.random(size) * (stop_M - start_M)).astype(np.int64)
             ]
+            if not columns and len(self._fresh_F):
+                fresh = np.flatnonzero(random.random(size) < self.growth.fresh)
+                next_M[fresh] = random.choice(self._fresh_F, len(fresh))
             if columns:
                 strays = np.flatnonzero(random.random(size) < novelty)
                 next_M[strays] = random.choice(self._after_B, len(strays))
@@ -183,6 +200,19 @@ class TitleMaker:
             columns.append(next_M)
             words_M = next_M
         return np.stack(columns, axis=1)
+
+    def _fresh_words(self, count: int) -> _Ints:
+        """So many words, or as many as there are, whose first tokens differ and begin no real title."""
+        begun = {path[0] for path in self._encoder.encode_titles(self._titles)}
+        order = 1 + np.random.default_rng(self._seed).permutation(len(self._words) - 1)
+        fresh: list[int] = []
+        for word, path in zip(
+            order.tolist(), self._encoder.encode_titles([self._words[word] for word in order]), strict=True
+        ):
+            if len(fresh) < count and path[0] not in begun:
+                begun.add(path[0])
+                fresh.append(word)
+        return np.array(fresh, np.int64)
 
     def _suiting(self, taken: Sequence[str], count: int) -> float:
         """The novelty with which the titles, made ones included, have the decisions that are expected."""

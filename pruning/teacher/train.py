@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pruning import processes
 from pruning.checkpoint import save_checkpoint
@@ -27,13 +27,15 @@ from pruning.teacher.folder import MODEL_FOLDER, RECORD_FILE, TeacherRecord, rea
 from pruning.teacher.scratch import ScratchConfig, base_from_scratch
 from pruning.teacher.vocabulary import trim_vocabulary
 from pruning.training.loop import FitResult, TrainingConfig, fit
+from pruning.training.decisions import Children, NextDecision, at_decisions
 from pruning.training.lora import Trainable, merged, with_adapters
-from pruning.training.objective import NextToken
-from pruning.training.windows import UserPacker
+from pruning.training.objective import NextToken, Objective
+from pruning.training.windows import UserPacker, Window
 from recommender.dataset import Dataset
 from recommender.prompt import SEPARATOR, PromptEncoder, PromptTemplate
 from recommender.ranking import Metrics, UserBootstrap, gains
 from recommender.storage import new_directory, sha256_of, write_file
+from recommender.trie import TitleTrie
 
 _SETTINGS_FILE = "settings.json"
 
@@ -44,6 +46,9 @@ class TeacherConfig(BaseModel):
     Attributes:
         base: None: from scratch, in the shape of `scratch`.
         lora_rank: train adapters of this rank instead of all weights (`pruning.training.lora`).
+        among: what the next token is chosen among: the whole vocabulary at every token of a title, or the
+            catalogue's tokens at the trie's decisions, as in the search. Labels are smoothed in the first
+            only: most tokens never follow in the second.
         validation_rows: so many rows of the validation split are ranked at each validation.
     """
 
@@ -53,9 +58,16 @@ class TeacherConfig(BaseModel):
     scratch: ScratchConfig = ScratchConfig()
     training: TrainingConfig
     lora_rank: Annotated[int, Field(ge=1)] | None = None
+    among: Literal["vocabulary", "catalogue"] = "vocabulary"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     prompt: PromptTemplate = PromptTemplate()
     validation_rows: Annotated[int, Field(ge=1)] = 1000
+
+    @model_validator(mode="after")
+    def _smooths_a_vocabulary(self) -> Self:
+        if self.label_smoothing and self.among == "catalogue":
+            raise ValueError("label_smoothing needs among = vocabulary")
+        return self
 
 
 class _Settings(BaseModel):
@@ -94,12 +106,13 @@ def train_teacher(
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         reporter.say(f"training {trained:,} parameters of adapters of rank {config.lora_rank}")
     encoder = PromptEncoder(config.prompt, base.tokenizer)
-    windows = UserPacker(encoder, dataset.catalogue.titles).training(dataset)
     validation = ModelValidation(dataset, encoder, config.validation_rows, config.training.seed)
+    windows = UserPacker(encoder, dataset.catalogue.titles).training(dataset)
+    windows, objective = _targets(windows, validation.trie, config)
     result = fit(
         model,
         windows,
-        NextToken(config.label_smoothing),
+        objective,
         validation,
         config.training,
         out / "training",
@@ -114,6 +127,14 @@ def _trainable(model: CausalModel, config: TeacherConfig) -> Trainable:
     if config.lora_rank is None:
         return model
     return with_adapters(model, config.lora_rank, config.training.seed)
+
+
+def _targets(
+    windows: list[Window], trie: TitleTrie, config: TeacherConfig
+) -> tuple[list[Window], Objective]:
+    if config.among == "vocabulary":
+        return windows, NextToken(config.label_smoothing)
+    return at_decisions(windows, trie), NextDecision(Children(trie))
 
 
 def _prepared_base(dataset: Dataset, config: TeacherConfig) -> Base:

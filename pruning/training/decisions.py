@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor
 
 from pruning.training.batches import Batch
@@ -97,3 +98,13 @@ class Children:
         before_P = counts_P.cumsum(0) - counts_P
         edges_X = torch.arange(len(rows_X)) + (first_P - before_P)[rows_X]
         return rows_X, self._tokens[edges_X]
+
+
+class NextDecision:
+    """Cross-entropy of the next token at a trie's decisions, among the tokens that may follow there."""
+
+    def __init__(self, children: Children) -> None:
+        self._children = children
+
+    def __call__(self, logits_PV: Tensor, batch: Batch) -> Tensor:
+        return F.nll_loss(self._children.among_catalogue(logits_PV, batch), batch.labels_P)

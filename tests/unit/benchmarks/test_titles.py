@@ -70,6 +70,20 @@ def test_both_statistics_are_met_within_a_tenth(real: Catalogue, encoder: Prompt
         assert maker.shape(titles).deviation(maker.growth.at(size)) < 0.1
 
 
+def test_as_many_first_tokens_come_anew_as_the_rare_ones_let_expect(
+    real: Catalogue, encoder: PromptEncoder
+) -> None:
+    rare = ["v1 m1", "w1 n1", "x1 o1", "y1 p1", "z1 q1", "z2 q2"]  # four once and one twice: 16 / 2 unseen
+    titles = [*real.titles, *rare]
+    catalogue = Catalogue.create([f"r{at}" for at in range(len(titles))], titles, [1] * len(titles))
+    maker = TitleMaker(catalogue, encoder)
+    begun = {title[0] for title in titles}
+    made = {title[0] for title in maker.make(20_000)[0].titles}
+    assert maker.growth.unseen == 8
+    # Letters that begin no real title are m, n, o, p and q, which are fewer than are expected.
+    assert made - begun == set("mnopq")
+
+
 def test_a_catalogue_smaller_than_the_real_one_is_refused(encoder: PromptEncoder) -> None:
     titles = list(dict.fromkeys(SERVED_TITLES))
     real = Catalogue.create(titles, titles, [0] * len(titles))
