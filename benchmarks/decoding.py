@@ -3,9 +3,10 @@
     python -m benchmarks.decoding ARTIFACT DATASET [--vllm PYTHON] [--out docs/results/decoding.json]
 
 One artifact, the same 200 real test histories at every concurrency, k = 10 items, float32. The contenders
-take turns, call by call, so that a noisy machine is noisy for all. `transformers` is `generate` with 20
+take turns of eight requests, so that a noisy machine is noisy for all; those of a turn follow each other
+without pause. `transformers` is `generate` with 20
 beams, a `prefix_allowed_tokens_fn` over the trie, renormalised logits, no length penalty, and the separator
-as end; several requests are one left-padded batch. `native` is `TrieSearch`, without a prefix cache.
+as end; several requests are one left-padded batch. `native` is `TrieSearch` with the service's prefix cache.
 `vllm_eager` and `vllm_compiled` are our engine on vLLM, its block size tuned before, and `vllm_beams` is
 vLLM's own beam search without constraint; PYTHON has vLLM. Before each pass, which is one concurrency, what
 a contender remembers across requests is emptied. The exact answer comes from the search's torch reference.
@@ -54,11 +55,15 @@ from recommender.artifact import Artifact
 from recommender.dataset import Dataset
 from recommender.ranker import Ranker
 from recommender.search.frontier import Query, SearchLimits
+from recommender.search.prefix_cache import PrefixCache
 from recommender.search.search import TrieSearch
 from recommender.storage import write_file
 from service.errors import EngineError
+from service.settings import Settings
 
 FLOOR_ROWS = MOST
+TURN = 8
+"""Requests of a turn: a core that has slept, as it does while others have theirs, begins slowly."""
 TUNING_ROWS = 8
 BLOCKS = (32, 64, 128)  # vLLM's CPU build takes multiples of 32, and 128 unless told
 _PACKAGES = ("espalier", "torch", "transformers", "numpy")
@@ -80,15 +85,16 @@ def measure(
     limits = {name: min(len(prompts), (at_most or {}).get(name, len(prompts))) for name in contenders}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     answers: dict[str, list[Answer]] = {name: [] for name in contenders}
-    for begin in range(0, len(prompts), concurrency):
+    turn = max(TURN, concurrency)
+    for first in range(0, len(prompts), turn):
         for name, contender in contenders.items():
-            batch = prompts[begin : min(begin + concurrency, limits[name])]
-            if not batch:
-                continue
-            time.sleep(PAUSE_S)
-            start = time.perf_counter()
-            answers[name].extend(contender(batch))
-            seconds[name].append(time.perf_counter() - start)
+            stop = min(first + turn, limits[name])
+            time.sleep(PAUSE_S if first < stop else 0)
+            for begin in range(first, stop, concurrency):
+                batch = prompts[begin : min(begin + concurrency, stop)]
+                start = time.perf_counter()
+                answers[name].extend(contender(batch))
+                seconds[name].append(time.perf_counter() - start)
     return {name: {"seconds": seconds[name], "answers": answers[name]} for name in contenders}
 
 
@@ -205,7 +211,11 @@ def main() -> None:
     }
     exact = exact_answers(artifact, ranker, prompts)
     peaks = {name: peak_alone(given.artifact, name, others) for name in ("native", "transformers")}
-    contenders: dict[str, Contender] = {"native": native(ranker), "transformers": beams(artifact, ranker)}
+    remembering = Ranker.from_artifact(artifact)
+    contenders: dict[str, Contender] = {
+        "native": native(remembering),
+        "transformers": beams(artifact, ranker),
+    }
     warming = _warming(others)
     with ExitStack() as stack:
         searches: dict[str, VllmSearch] = {}
@@ -225,13 +235,14 @@ def main() -> None:
             contenders |= {**searches, "vllm_beams": own}
 
         def empty() -> None:
-            """Native remembers nothing, with no prefix cache, and `generate` never does."""
-            assert ranker.search.prefixes.nbytes == 0
+            """`generate` remembers nothing anyway."""
+            search, bound = remembering.search, Settings.model_fields["prefix_cache_bytes"].default
+            search.prefixes = PrefixCache(search.model.architecture, search.model.dtype, bound)
             for name in ("native", "transformers"):
                 for some in (warming[:1], warming[:8]):
                     contenders[name](some)
-            for search in searches.values():
-                search.renew(warming)
+            for one in searches.values():
+                one.renew(warming)
             if own is not None:
                 own(warming[:2])
                 own.taken()

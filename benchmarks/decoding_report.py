@@ -115,7 +115,7 @@ def page(record: Record) -> str:
 {provenance(record)}
 Artifact {record["artifact"]}, {record["titles"]} titles of at most {record["longest_title"]} tokens,
 {record["dtype"]}, {record["threads"]} threads; the same {record["rows"]} test histories for all and at
-every concurrency, {mean} prompt tokens on average. The contenders take turns, call by call.
+every concurrency, {mean} prompt tokens on average. The contenders take turns of eight requests or one call.
 All figures: [{files}.json]({files}.json).
 
 {" ".join(verdicts)}
@@ -125,8 +125,8 @@ All figures: [{files}.json]({files}.json).
 {table(head, rows)}
 
 A call holds 1, 8 or 32 requests and ends with the last of them. What a contender remembers across requests
-is emptied before each pass: native's prefix cache is off, transformers has none, our engine on vLLM starts
-a new process, and vLLM's beams empty their cache. Peak memory is the highest resident memory (VmHWM) of the
+is emptied before each pass: native begins with an empty prefix cache, transformers has none, our engine on
+vLLM starts a new process, and vLLM's beams empty their cache. Peak memory is the highest resident memory (VmHWM) of the
 contender's own process, libraries included: native's and transformers' of processes made for it, which
 answered eight requests alone and {record["memory_rows"]} together; vLLM's of its children over the timed
 run. Overlap@10, the lowest of the three passes, is with the exact answer: the search's torch reference gave

@@ -38,8 +38,8 @@ def create_app(settings: Settings) -> FastAPI:
     """
     metrics = Metrics()
     # Half the deadline for the queue leaves the other half for what is not foreseen.
-    places = settings.max_batch + settings.max_waiting
-    admission = Admission(places, settings.max_batch, settings.deadline_s / 2)
+    places = settings.batch + settings.max_waiting
+    admission = Admission(places, settings.batch, settings.deadline_s / 2)
     keys = Keys.from_file(settings.api_keys_file)
     admin = Keys.from_file(settings.admin_token_file, "ESPALIER_ADMIN_TOKEN_FILE")
 

@@ -83,7 +83,7 @@ class Settings(HistorySettings):
             the `popular` list, marked degraded, or 503 (`refuse`).
         cors_origins: the origins whose pages may call the service from a browser, separated by commas;
             `*`: all of them; empty: none but its own.
-        max_batch: requests searched together in a step.
+        max_batch: requests searched together; None: as many as suit the engine (`batch`).
         max_waiting: requests that may wait beyond those; more get 429.
         deadline_s: a recommendation that takes longer gets 504.
         max_body_bytes: a longer body gets 413.
@@ -106,13 +106,18 @@ class Settings(HistorySettings):
     cors_origins: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_origins)
     ] = ()
-    max_batch: Annotated[int, Field(ge=1)] = 32
+    max_batch: Annotated[int, Field(ge=1)] | None = None
     max_waiting: Annotated[int, Field(ge=0)] = 256
     deadline_s: Annotated[float, Field(gt=0)] = 2.0
     max_body_bytes: Annotated[int, Field(ge=1)] = 2 << 20
     probe_interval_s: Annotated[float, Field(gt=0, lt=10)] = 3.0
     drain_delay_s: Annotated[float, Field(ge=0)] = 0.0
     drain_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+
+    @property
+    def batch(self) -> int:
+        """Requests searched together. On a CPU more than a few gain next to nothing and all wait longer."""
+        return self.max_batch or (8 if self.engine == "native" else 32)
 
 
 SettingsType = TypeVar("SettingsType", bound=HistorySettings)

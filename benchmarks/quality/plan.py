@@ -1,7 +1,9 @@
 """What every method is allowed: the teacher's training, the final shapes, and equal training tokens.
 
 A control differs from `espalier` in one thing and has all else in common: objective, histories, batches,
-schedule, validation. `paper` and `depth-only` differ in how and in what they cut.
+schedule, validation. `paper` and `depth-only` differ in how and in what they cut. The teacher is trained at
+the trie's decisions, so what it says of tokens that cannot follow means nothing, and `paper`, too, is
+restored among those that can.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pruning.pipeline.plan import Target
 from pruning.pipeline.recipe import Recipe, Stage, load_recipe
 from pruning.teacher.train import TeacherConfig
 from pruning.training.loop import TrainingConfig
+from pruning.training.precision import Precision
 
 Size = Literal[95, 98]
 Shapes = Mapping[Size, Mapping[str, int]]
@@ -41,6 +44,8 @@ SHAPES: Shapes = {
         "num_hidden_layers": 3,
     },
 }
+PRECISION: Precision = "float32"
+"""All products of all methods: exact, and on processors without matrix units faster than bfloat16."""
 _LIMITS: Mapping[Size, float] = {95: 0.95, 98: 0.98}
 _VALIDATIONS = 4
 _NEVER_STALE = 10_000
@@ -49,7 +54,7 @@ _NEVER_STALE = 10_000
 def teacher_config(base: Path) -> TeacherConfig:
     """How the teacher of every data set is fine-tuned; chosen on the validation split of movies_and_tv."""
     training = TrainingConfig(
-        epochs=3, learning_rate=3e-4, weight_decay=0.1, best_by="hr10", precision="float32"
+        epochs=3, learning_rate=3e-4, weight_decay=0.1, best_by="hr10", precision=PRECISION
     )
     # A teacher is known by its base: however the path was spelt, it is the same one.
     return TeacherConfig(base=base.resolve(), training=training, among="catalogue", validation_rows=500)
@@ -64,7 +69,7 @@ def recipe_of(method: Method) -> Recipe:
     ours = load_recipe("espalier")
     recipes: dict[Method, Callable[[], Recipe]] = {
         "espalier": lambda: ours,
-        "paper": lambda: load_recipe("paper"),
+        "paper": lambda: _among_catalogue(load_recipe("paper")),
         "scratch-distilled": lambda: _stages(ours, weights="drawn", repair=None),
         "scratch": lambda: _stages(
             ours, weights="drawn", repair=None, distillation=_truth_alone(ours.stages[-1].distillation)
@@ -89,7 +94,7 @@ def target_of(method: Method, size: Size, shapes: Shapes) -> Target:
 def budgeted(recipe: Recipe, steps: int, per_pass: int) -> Recipe:
     """The recipe with its stages' trainings scaled to `steps` in all, in its own proportions.
 
-    Nothing ends a training early, so contenders read equally many tokens, and all multiply in bfloat16.
+    Nothing ends a training early, so contenders read equally many tokens, and all multiply alike.
 
     Args:
         recipe: any.
@@ -106,10 +111,14 @@ def budgeted(recipe: Recipe, steps: int, per_pass: int) -> Recipe:
                 "max_steps": share,
                 "patience": _NEVER_STALE,
                 "validations": max(1, round(_VALIDATIONS * per_pass / share)),
-                "precision": "bfloat16",
+                "precision": PRECISION,
             }
         )
-        stages.append(stage.model_copy(update={"training": training}))
+        signal = stage.distillation.signal
+        if signal.kind == "cached":
+            signal = signal.model_copy(update={"precision": PRECISION})
+        distillation = stage.distillation.model_copy(update={"signal": signal})
+        stages.append(stage.model_copy(update={"training": training, "distillation": distillation}))
     return recipe.model_copy(update={"stages": tuple(stages)})
 
 
@@ -117,6 +126,11 @@ def _stages(recipe: Recipe, **changes: object) -> Recipe:
     """The recipe with the same change in all its stages, which must still make sense."""
     stages = [Stage.model_validate(stage.model_dump() | _dumped(changes)) for stage in recipe.stages]
     return recipe.model_copy(update={"stages": tuple(stages)})
+
+
+def _among_catalogue(recipe: Recipe) -> Recipe:
+    (distillation,) = {stage.distillation for stage in recipe.stages}
+    return _stages(recipe, distillation=distillation.model_copy(update={"among": "catalogue"}))
 
 
 def _dumped(changes: Mapping[str, object]) -> dict[str, object]:

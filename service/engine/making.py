@@ -64,13 +64,13 @@ def engine_maker(settings: Settings, metrics: Metrics) -> EngineMaker:
         SettingsError: the engine is vLLM, and the interpreter that is to run it has none.
     """
     if settings.engine == "native":
-        return NativeMaker(settings.max_batch, settings.prefix_cache_bytes)
+        return NativeMaker(settings.batch, settings.prefix_cache_bytes)
     refuse_interpreter_without_vllm(settings.vllm_python)
 
     def count(reason: str) -> None:
         metrics.engine_failures.labels(reason).inc()
 
-    return VllmMaker(settings.vllm_python, settings.max_batch, count)
+    return VllmMaker(settings.vllm_python, settings.batch, count)
 
 
 class NativeMaker:

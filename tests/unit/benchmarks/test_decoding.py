@@ -161,9 +161,12 @@ def test_contenders_take_turns_and_a_slow_one_is_asked_less(ranker: Ranker) -> N
 
         return answer
 
-    found = measure({"a": named("a"), "b": named("b")}, prompts(ranker), 2, {"b": 3})
-    assert turns == [("a", 2), ("b", 2), ("a", 2), ("b", 1)]
+    asked = (prompts(ranker) * 3)[:10]
+    found = measure({"a": named("a"), "b": named("b")}, asked, 2, {"b": 3})
+    # Turns of eight requests, two a call.
+    assert turns == [*[("a", 2)] * 4, ("b", 2), ("b", 1), ("a", 2)]
     assert len(found["b"]["answers"]) == 3
+    assert len(found["a"]["seconds"]) == 5
 
 
 def test_native_and_constrained_beams_give_the_exact_answer(artifact: Artifact, ranker: Ranker) -> None:
