@@ -4,9 +4,9 @@
 
 One artifact, the same 200 real test histories at every concurrency, k = 10 items, float32. The contenders
 take turns of eight requests, so that a noisy machine is noisy for all; those of a turn follow each other
-without pause. `transformers` is `generate` with 20
-beams, a `prefix_allowed_tokens_fn` over the trie, renormalised logits, no length penalty, and the separator
-as end; several requests are one left-padded batch. `native` is `TrieSearch` with the service's prefix cache.
+without pause. `transformers` is `generate` with 20 beams, a `prefix_allowed_tokens_fn` over the trie,
+renormalised logits, no length penalty, and the separator as end; several requests are one left-padded
+batch. `native` is `TrieSearch` with the service's prefix cache.
 `vllm_eager` and `vllm_compiled` are our engine on vLLM, its block size tuned before, and `vllm_beams` is
 vLLM's own beam search without constraint; PYTHON has vLLM. Before each pass, which is one concurrency, what
 a contender remembers across requests is emptied. The exact answer comes from the search's torch reference.

@@ -120,6 +120,8 @@ def restoration(subjects: Subjects, recipe: Recipe, steps: int) -> list[Record]:
     shapes = shapes_of(recipe, read_teacher(subjects.trimmed))
     stages: list[Record] = []
     for number, (stage, shape) in enumerate(zip(recipe.stages, shapes[1:], strict=True), start=1):
+        if stage.training is None:
+            continue
         mine = partial(ours.restore, subject=subjects.trimmed, recipe=recipe, stage=number, steps=steps + 1)
         looped = partial(
             plain.restore,

@@ -138,7 +138,8 @@ def prune_in_steps(turns: Turns, subject: Subject, recipe: Recipe, windows: int,
             objective = Distillation(
                 stage.distillation, CachedTeacher(Path(folder), subject.windows), among_vocabulary
             )
-            _train(turns, student, subject.windows, objective, stage.training.precision, steps)
+            if stage.training is not None:
+                _train(turns, student, subject.windows, objective, stage.training.precision, steps)
 
 
 def _method(stage: Stage) -> PaperImportance | ActivationImportance:

@@ -77,6 +77,13 @@ def train(
         float | None, typer.Option(help="Peak; default 1e-3 from scratch, 3e-4 otherwise.")
     ] = None,
     weight_decay: Annotated[float, typer.Option(min=0)] = 0.1,
+    among: Annotated[
+        str,
+        typer.Option(
+            help="What the next token is chosen among: the vocabulary at every token of a title, or the "
+            "catalogue's tokens where titles part, which is what is ranked by."
+        ),
+    ] = "vocabulary",
     label_smoothing: Annotated[float, typer.Option(min=0, max=0.99)] = 0.0,
     tokens_per_batch: Annotated[int, typer.Option(min=16)] = 2048,
     patience: Annotated[int, typer.Option(min=1, help="Validations without a gain before it stops.")] = 3,
@@ -123,11 +130,13 @@ def train(
         best_by="hr10",
         seed=seed,
     )
-    config = TeacherConfig(
+    config = _checked(
+        TeacherConfig,
         base=None if scratch else Path(base),
         scratch=_checked(ScratchConfig, **_sizes(shape) | {"seed": seed}),
         training=training,
         lora_rank=lora_rank,
+        among=among,
         label_smoothing=label_smoothing,
         validation_rows=validation_rows,
     )

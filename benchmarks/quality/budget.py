@@ -53,6 +53,10 @@ def tokens_read(windows: Sequence[Window], training: TrainingConfig, steps: int)
 def tokens_restored(dataset: Dataset, encoder: PromptEncoder, recipe: Recipe, report: RunReport) -> int:
     """What all restorations of a finished run read."""
     windows = training_windows(dataset, encoder, recipe.augmentation, report.seed)
-    seeded = [stage.training.model_copy(update={"seed": report.seed}) for stage in recipe.stages]
-    steps = [stage.restoration_steps for stage in report.stages]
-    return sum(tokens_read(windows, *one) for one in zip(seeded, steps, strict=True))
+    return sum(
+        tokens_read(
+            windows, stage.training.model_copy(update={"seed": report.seed}), result.restoration_steps
+        )
+        for stage, result in zip(recipe.stages, report.stages, strict=True)
+        if stage.training is not None
+    )

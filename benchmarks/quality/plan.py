@@ -70,12 +70,12 @@ def recipe_of(method: Method) -> Recipe:
     recipes: dict[Method, Callable[[], Recipe]] = {
         "espalier": lambda: ours,
         "paper": lambda: _among_catalogue(load_recipe("paper")),
-        "scratch-distilled": lambda: _stages(ours, weights="drawn", repair=None),
-        "scratch": lambda: _stages(
+        "scratch-distilled": lambda: _at_once(ours, weights="drawn", repair=None),
+        "scratch": lambda: _at_once(
             ours, weights="drawn", repair=None, distillation=_truth_alone(ours.stages[-1].distillation)
         ),
         "random": lambda: _stages(ours, importance="random"),
-        "depth-only": lambda: _stages(
+        "depth-only": lambda: _at_once(
             ours.model_copy(update={"rotate": False}), keep={"layers": 1.0}, repair=None
         ),
     }
@@ -101,9 +101,12 @@ def budgeted(recipe: Recipe, steps: int, per_pass: int) -> Recipe:
         steps: of all stages together.
         per_pass: the steps of one reading of the windows that the recipe trains on.
     """
-    epochs = sum(stage.training.epochs for stage in recipe.stages)
+    epochs = sum(stage.training.epochs for stage in recipe.stages if stage.training is not None)
     stages = []
     for stage in recipe.stages:
+        if stage.training is None:
+            stages.append(stage)
+            continue
         share = max(1, round(steps * stage.training.epochs / epochs))
         training = stage.training.model_copy(
             update={
@@ -120,6 +123,13 @@ def budgeted(recipe: Recipe, steps: int, per_pass: int) -> Recipe:
         distillation = stage.distillation.model_copy(update={"signal": signal})
         stages.append(stage.model_copy(update={"training": training, "distillation": distillation}))
     return recipe.model_copy(update={"stages": tuple(stages)})
+
+
+def _at_once(recipe: Recipe, **changes: object) -> Recipe:
+    """The recipe's last stage, changed, as its only one, which keeps what all of them keep."""
+    keep = {axis: share for stage in recipe.stages for axis, share in stage.keep.items()}
+    last = recipe.stages[-1].model_copy(update={"keep": keep})
+    return _stages(recipe.model_copy(update={"stages": (last,)}), **changes)
 
 
 def _stages(recipe: Recipe, **changes: object) -> Recipe:

@@ -156,6 +156,7 @@ def recipe_for(bench: Bench, method: Method, seed: int, budget: float) -> Recipe
     """The method's recipe at a share of the full budget."""
     recipe = plan.recipe_of(method)
     windows, training = bench.windows(recipe, seed), recipe.stages[-1].training
+    assert training is not None  # a recipe's last stage has one
     tokens = round(budget * plan.PASSES * tokens_of(bench.windows()))
     return plan.budgeted(recipe, steps_for(tokens, windows, training), steps_of_pass(windows, training))
 

@@ -43,7 +43,7 @@ class Repair(_Part):
 
 
 class Stage(_Part):
-    """One cut and its restoration.
+    """One cut and its restoration, if it has one.
 
     Attributes:
         keep: for each axis that is cut, which share of the *teacher's* size is left. The plan
@@ -52,6 +52,7 @@ class Stage(_Part):
         repair: refit in closed form before the restoration; None: leave the cut as it is.
         weights: `drawn` throws the cut weights away and starts from random ones of the same shape:
             the control that shows what is inherited.
+        training: how to restore; None: not at all, the next stage goes on from the cut as it is.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
@@ -60,7 +61,7 @@ class Stage(_Part):
     repair: Repair | None = None
     weights: Literal["inherited", "drawn"] = "inherited"
     distillation: DistillationConfig = DistillationConfig()
-    training: TrainingConfig
+    training: TrainingConfig | None = None
 
 
 class Recipe(_Part):
@@ -84,6 +85,8 @@ class Recipe(_Part):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError("two stages bear the same name")
+        if self.stages[-1].training is None:
+            raise ValueError("the last stage has no training, without which the cuts' loss stays")
         left: dict[Axis, float] = {}
         for stage in self.stages:
             for axis, share in stage.keep.items():

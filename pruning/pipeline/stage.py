@@ -53,7 +53,7 @@ from pruning.surgery.retained import Cut
 from pruning.surgery.shape import Shape
 from pruning.surgery.slicing import apply_cut
 from pruning.training.decisions import Children, at_decisions
-from pruning.training.loop import FitResult, fit
+from pruning.training.loop import TrainingConfig, fit
 from pruning.training.windows import Augmentation, Window
 from recommender.errors import first_problem
 from recommender.ranking import UserBootstrap, gains, hits
@@ -164,9 +164,9 @@ def run_stage(bench: Bench, planned: PlannedStage, student: CausalModel) -> tupl
     after_cut = kept(folder / AFTER_CUT_FILE, Figures, lambda: bench.figures(student))
     bench.reporter.say(
         f"{title}: cut to {shape.nonembedding_parameters:,} non-embedding parameters, "
-        f"validation {after_cut.loss:.2f} nats per title; restoring"
+        f"validation {after_cut.loss:.2f} nats per title" + ("; restoring" if stage.training else "")
     )
-    fitted = _restore(bench, stage, student, folder)
+    steps = _restore(bench, stage, stage.training, student, folder) if stage.training else 0
     student_folder = folder / STUDENT_FOLDER
     processes.once(lambda: _keep_student(bench, student, student_folder))
     result = StageResult(
@@ -176,8 +176,8 @@ def run_stage(bench: Bench, planned: PlannedStage, student: CausalModel) -> tupl
         shape=shape,
         bytes=(student_folder / "model.safetensors").stat().st_size,
         after_cut=after_cut,
-        after_restoration=bench.figures(student),
-        restoration_steps=fitted.steps,
+        after_restoration=bench.figures(student) if steps else after_cut,
+        restoration_steps=steps,
     )
     _write_record(result_file, result)
     return result, student
@@ -221,8 +221,11 @@ def _scores(bench: Bench, planned: PlannedStage, student: CausalModel) -> dict[A
     return {axis: load_scores(file) for axis, file in files.items()}
 
 
-def _restore(bench: Bench, stage: Stage, student: CausalModel, folder: Path) -> FitResult:
-    training = stage.training.model_copy(update={"seed": bench.seed})
+def _restore(
+    bench: Bench, stage: Stage, training: TrainingConfig, student: CausalModel, folder: Path
+) -> int:
+    """Trains `student` in place. Returns the steps."""
+    training = training.model_copy(update={"seed": bench.seed})
     windows, log_probs = _targets(bench, stage)
     source = _signal_source(bench, stage, windows, log_probs)
     objective = Distillation(stage.distillation, source, log_probs)
@@ -236,7 +239,7 @@ def _restore(bench: Bench, stage: Stage, student: CausalModel, folder: Path) -> 
         bench.reporter,
     )
     student.eval()  # type: ignore[no-untyped-call]
-    return result
+    return result.steps
 
 
 def _targets(bench: Bench, stage: Stage) -> tuple[Sequence[Window], LogProbs]:

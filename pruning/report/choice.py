@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pruning.importance.scores import Axis
 from pruning.pipeline.plan import Target
+from pruning.pipeline.recipe import Stage
 from pruning.pipeline.record import RunPlan
 from pruning.surgery.plan import HeadForm, head_form
 from pruning.surgery.shape import Shape
@@ -52,9 +53,15 @@ def reasons(plan: RunPlan) -> list[str]:
         drawn = "" if stage.weights == "inherited" else " Its weights are then drawn anew: a control."
         found.append(
             f"Stage {number} ({stage.name}) chooses {axes} by {_METHOD_WORDS[stage.importance]}, and "
-            f"trains for {stage.training.epochs} epochs at most.{drawn}"
+            f"{_training_words(stage)}.{drawn}"
         )
     return found
+
+
+def _training_words(stage: Stage) -> str:
+    if stage.training is None:
+        return "leaves the training to a later stage"
+    return f"trains for {stage.training.epochs} epochs at most"
 
 
 def _target_words(target: Target, before: int, final: Shape) -> str:

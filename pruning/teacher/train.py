@@ -26,8 +26,8 @@ from pruning.teacher.base import Base, load_base
 from pruning.teacher.folder import MODEL_FOLDER, RECORD_FILE, TeacherRecord, read_record
 from pruning.teacher.scratch import ScratchConfig, base_from_scratch
 from pruning.teacher.vocabulary import trim_vocabulary
-from pruning.training.loop import FitResult, TrainingConfig, fit
 from pruning.training.decisions import Children, NextDecision, at_decisions
+from pruning.training.loop import FitResult, TrainingConfig, fit
 from pruning.training.lora import Trainable, merged, with_adapters
 from pruning.training.objective import NextToken, Objective
 from pruning.training.windows import UserPacker, Window

@@ -51,11 +51,14 @@ def test_every_method_gets_the_same_steps(method: str) -> None:
 
 
 def test_controls_differ_from_ours_in_one_thing() -> None:
-    (ours,), (distilled,) = (plan.recipe_of(m).stages for m in ("espalier", "scratch-distilled"))
+    stages = plan.recipe_of("espalier").stages
+    ours = stages[-1]
+    (distilled,) = plan.recipe_of("scratch-distilled").stages
     assert (ours.training, ours.distillation) == (distilled.training, distilled.distillation)
     assert (ours.weights, distilled.weights) == ("inherited", "drawn")
-    (random,) = plan.recipe_of("random").stages
-    assert random.model_copy(update={"importance": ours.importance}) == ours
+    assert distilled.keep == {axis: share for stage in stages for axis, share in stage.keep.items()}
+    random = plan.recipe_of("random").stages
+    assert tuple(stage.model_copy(update={"importance": ours.importance}) for stage in random) == stages
     (scratch,) = plan.recipe_of("scratch").stages
     assert (scratch.distillation.cross_entropy, scratch.distillation.forward_kl) == (1, 0)
 

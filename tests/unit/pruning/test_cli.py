@@ -99,6 +99,15 @@ def _no_learning(folder: Path) -> list[str | Path]:
     return ["train", folder, "--out", folder / "t", "--learning-rate", "0"]
 
 
+def _smoothed_catalogue(folder: Path) -> list[str | Path]:
+    smoothed = ["--among", "catalogue", "--label-smoothing", "0.1"]
+    return ["train", folder, "--out", folder / "t", *smoothed]
+
+
+def _among_nothing(folder: Path) -> list[str | Path]:
+    return ["train", folder, "--out", folder / "t", "--among", "nothing"]
+
+
 def _no_size(folder: Path) -> list[str | Path]:
     return ["prune", folder, folder, "--out", folder / "run", "--shape", "hidden_size=0"]
 
@@ -117,6 +126,8 @@ def _file_for_a_folder(folder: Path) -> list[str | Path]:
     [
         (_seed_as_a_size, "a seed is no size"),
         (_no_learning, "learning_rate: Input should be greater than 0"),
+        (_smoothed_catalogue, "label_smoothing needs among = vocabulary"),
+        (_among_nothing, "among: Input should be 'vocabulary' or 'catalogue'"),
         (_no_size, "sizes.hidden_size: Input should be greater than 0"),
         (_everything_gone, "removed_share: Input should be less than 1"),
         (_file_for_a_folder, "is a file; give a folder"),

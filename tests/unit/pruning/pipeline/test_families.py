@@ -42,6 +42,7 @@ training = { epochs = 1, max_steps = 2, learning_rate = 3e-3 }
 distillation = { signal = { kind = "live" } }
 """
 
+AMONG = {"qwen2": "vocabulary", "qwen3": "catalogue"}
 CONFIGS = {"qwen2": (Qwen2Config, {}), "qwen3": (Qwen3Config, {"head_dim": 8})}
 
 
@@ -68,7 +69,8 @@ def test_a_base_of_the_family_goes_the_whole_way(family: str, tmp_path: Path) ->
     )
     (tmp_path / "base").mkdir()
     save_checkpoint(tmp_path / "base", model, tokenizer, PromptTemplate())
-    asked = teacher_config(epochs=1, max_steps=2).model_copy(update={"base": tmp_path / "base"})
+    changes = {"base": tmp_path / "base", "among": AMONG[family]}
+    asked = teacher_config(epochs=1, max_steps=2).model_copy(update=changes)
     record = train_teacher(dataset, tmp_path / "teacher", asked, Silent())
     assert record.shape.model_type == family
 

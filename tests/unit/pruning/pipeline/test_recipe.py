@@ -30,6 +30,7 @@ def test_a_file_is_a_recipe_too(tmp_path: Path) -> None:
         (('name = "mlp"', 'name = "width"'), "same name"),
         (("mlp = 0.5", "hidden = 0.9"), "more than an earlier one left"),
         (("forward_kl", "reverse_kl"), "reverse_kl"),
+        (("training = { epochs = 2, learning_rate = 3e-3, tokens_per_batch = 1024 }", ""), "no training"),
     ],
 )
 def test_errors_name_the_file_and_the_place(tmp_path: Path, change: tuple[str, str], words: str) -> None:

@@ -107,6 +107,22 @@ def test_a_run_that_works_on_another_target_is_not_finished(folder: Path, tmp_pa
         export(tmp_path / "run", tmp_path / "mine")
 
 
+def test_a_stage_without_training_is_cut_and_no_more(folder: Path, tmp_path: Path) -> None:
+    trained = "training = { epochs = 1, learning_rate = 3e-3, tokens_per_batch = 1024 }"
+    asked = config(RECIPE.replace(trained, "repair = { ridge = 0.01 }"))
+    reporter = Silent()
+    report = prune(folder / "dataset", folder / "teacher", tmp_path / "run", asked, reporter)
+    assert [stage.restoration_steps > 0 for stage in report.stages] == [False, False, True]
+    for number, stage in enumerate(report.stages[:2], start=1):
+        assert stage.after_restoration == stage.after_cut
+        assert not (stage_folder(tmp_path / "run", number, stage) / "training").exists()
+    assert report.stages[2].after_restoration.loss < report.stages[2].after_cut.loss
+    assert sum("restoring" in line for line in reporter.lines) == 1
+    page = write_report(tmp_path / "run", Silent()).page.read_text("utf-8")
+    assert "leaves the training to a later stage" in page
+    export(tmp_path / "run", tmp_path / "artifact").verify()
+
+
 @pytest.mark.parametrize(
     "pattern", ["stages/*/cut.json", "stages/*/result.json", "test/student-*.npy", "report.json"]
 )

@@ -9,7 +9,7 @@ from small_run import TITLES, write_dataset
 from pruning.evaluation import RankingTask, lean_transformer, losses_per_title
 from pruning.teacher.scratch import ScratchConfig, base_from_scratch
 from pruning.training.batches import collate
-from pruning.training.decisions import NEVER, Children, at_decisions
+from pruning.training.decisions import NEVER, Children, NextDecision, at_decisions
 from pruning.training.windows import UserPacker
 from recommender.dataset import Dataset
 from recommender.prompt import PromptEncoder, PromptTemplate
@@ -104,3 +104,12 @@ def test_the_catalogue_loss_is_what_a_search_says_of_the_title(work: Work) -> No
     _, loss = losses_per_title(work.model, windows, task.trie)
     assert len(scores) == sum(len(window.target_from) for window in windows)
     assert loss == pytest.approx(-sum(scores) / len(scores), rel=1e-4)
+
+
+def test_the_next_decision_is_learnt_among_its_children(work: Work) -> None:
+    batch = collate(at_decisions(work.windows, work.trie), range(3))
+    assert batch.nodes_P is not None
+    logits_PV = torch.randn(len(batch.labels_P), work.model.config.vocab_size)
+    children = Children(work.trie)
+    by_hand = -children.log_probs(logits_PV, batch.nodes_P).gather(-1, batch.labels_P[:, None]).mean()
+    assert NextDecision(children)(logits_PV, batch).item() == pytest.approx(by_hand.item())

@@ -12,6 +12,7 @@ from pruning.errors import TrainingError
 from pruning.evaluation import ModelValidation, losses_per_title
 from pruning.teacher.scratch import ScratchConfig, base_from_scratch
 from pruning.training.batches import Batch
+from pruning.training.decisions import Children, NextDecision, at_decisions
 from pruning.training.loop import TrainingConfig, fit
 from pruning.training.objective import NextToken
 from pruning.training.windows import UserPacker, Window
@@ -58,6 +59,17 @@ def test_it_learns_and_leaves_the_best_weights(work: Work, tmp_path: Path) -> No
     assert min(losses) < before
     assert result.best.figures["loss"] == min(losses)
     assert work.validation(model)["loss"] == pytest.approx(min(losses), rel=1e-6)
+
+
+def test_it_learns_at_decisions(work: Work, tmp_path: Path) -> None:
+    model, trie = work.model(), work.validation.trie
+    before = work.validation(model)["catalogue_loss"]
+    objective = NextDecision(Children(trie))
+    asked = config(best_by="catalogue_loss")
+    result = fit(
+        model, at_decisions(work.windows, trie), objective, work.validation, asked, tmp_path, Silent()
+    )
+    assert result.best.figures["catalogue_loss"] < before
 
 
 def test_it_stops_when_nothing_gains(work: Work, tmp_path: Path) -> None:
