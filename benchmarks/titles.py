@@ -182,7 +182,7 @@ class TitleMaker:
         return list(made)[len(taken) :]
 
     def _walks(self, size: int, novelty: float, random: np.random.Generator) -> _Ints:
-        """(M, at most 20) word numbers; behind the end all are 0. The first follows nothing, or is fresh."""
+        """(M, at most 20) word numbers, all 0 behind the end. The first follows nothing, or is fresh."""
         words_M: _Ints = np.zeros(size, np.int64)
         columns: list[_Ints] = []
         while len(columns) < _MAX_WORDS:
