@@ -129,8 +129,8 @@ is emptied before each pass: native begins with an empty prefix cache, transform
 vLLM starts a new process, and vLLM's beams empty their cache. Peak memory is the highest resident memory
 (VmHWM) of the contender's own process, libraries included: native's and transformers' of processes made for
 it, which answered eight requests alone and {record["memory_rows"]} together; vLLM's of its children over
-the timed run. Overlap@10, the lowest of the three passes, is with the exact answer: the search's torch reference gave
-it, its frontier never cut.
+the timed run. Overlap@10, the lowest of the three passes, is with the exact answer: the search's torch
+reference gave it, its frontier never cut.
 
 ## Beside the floors
 
