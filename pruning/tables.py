@@ -110,7 +110,7 @@ def _shape_cells(shape: Shape, size: int) -> list[str]:
 def _figure_cells(figures: Figures, teacher: Figures) -> list[str]:
     retention = figures.ndcg10 / teacher.ndcg10 if teacher.ndcg10 else float("nan")
     return [
-        f"{figures.loss:.2f}",
+        f"{figures.nats:.2f}",
         f"{figures.hr10:.4f}",
         f"{figures.ndcg10:.4f}",
         f"{retention:.3f}",

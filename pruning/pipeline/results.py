@@ -27,6 +27,11 @@ class Figures(_Record):
     hr10_interval: Interval | None = None
     ndcg10_interval: Interval | None = None
 
+    @property
+    def nats(self) -> float:
+        """What is shown: the loss that a served score is made of, where it was kept."""
+        return self.loss if self.catalogue_loss is None else self.catalogue_loss
+
 
 class StageResult(_Record):
     """One stage: the shape it left, and the figures around its restoration."""

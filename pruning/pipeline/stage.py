@@ -164,7 +164,7 @@ def run_stage(bench: Bench, planned: PlannedStage, student: CausalModel) -> tupl
     after_cut = kept(folder / AFTER_CUT_FILE, Figures, lambda: bench.figures(student))
     bench.reporter.say(
         f"{title}: cut to {shape.nonembedding_parameters:,} non-embedding parameters, "
-        f"validation {after_cut.loss:.2f} nats per title" + ("; restoring" if stage.training else "")
+        f"validation {after_cut.nats:.2f} nats per title" + ("; restoring" if stage.training else "")
     )
     steps = _restore(bench, stage, stage.training, student, folder) if stage.training else 0
     student_folder = folder / STUDENT_FOLDER

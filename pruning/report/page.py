@@ -121,7 +121,7 @@ def _figure_row(name: str, figures: Figures, teacher: Figures | None) -> tuple[s
 
     return (
         name,
-        f"{figures.loss:.2f}",
+        f"{figures.nats:.2f}",
         words(figures.hr10, figures.hr10_interval),
         words(figures.ndcg10, figures.ndcg10_interval),
         "" if teacher is None or not teacher.ndcg10 else f"{figures.ndcg10 / teacher.ndcg10:.1%}",

@@ -16,6 +16,7 @@ from pruning.report.reading import RunView
 from pruning.report.redundancy import Redundancy, mean_similarity
 from pruning.surgery.shape import Shape
 from pruning.teacher.folder import TeacherRecord
+from pruning.training.callbacks import nats_of
 
 _POINTS = 120  # of a sorted curve; more than anybody sees
 
@@ -114,12 +115,12 @@ def journey(view: RunView) -> Markup | None:
     """The loss after each cut and after each restoration, one after the other."""
     if view.teacher is None:
         return None
-    moments = [("teacher", view.teacher.loss)]
+    moments = [("teacher", view.teacher.nats)]
     for stage in view.stages:
         if stage.after_cut is not None:
-            moments.append((f"{stage.name} cut", stage.after_cut.loss))
+            moments.append((f"{stage.name} cut", stage.after_cut.nats))
         if stage.result is not None:
-            moments.append((f"{stage.name} restored", stage.result.after_restoration.loss))
+            moments.append((f"{stage.name} restored", stage.result.after_restoration.nats))
     told = ", ".join(f"{name} {loss:.2f}" for name, loss in moments)
     return line_chart(
         [Line("", [(float(place), loss) for place, (_, loss) in enumerate(moments)], 0, dots=True)],
@@ -128,7 +129,7 @@ def journey(view: RunView) -> Markup | None:
         f"Validation loss in nats per title: {told}.",
         size=(1060, 260),
         places=[name for name, _ in moments],
-        level=("teacher", view.teacher.loss),
+        level=("teacher", view.teacher.nats),
         from_zero=True,
     )
 
@@ -137,13 +138,13 @@ def curves(view: RunView, teacher: TeacherRecord | None) -> list[tuple[str, list
     """Learning curves: the teacher's, then each stage's; the first point is the loss after the cut."""
     drawn: list[tuple[str, list[Markup]]] = []
     if teacher is not None:
-        points = [(float(v.step), v.figures["loss"]) for v in teacher.fit.validations]
+        points = [(float(v.step), nats_of(v.figures)) for v in teacher.fit.validations]
         drawn.append(("The teacher", [_curve("teacher", points, None)]))
     for stage in view.stages:
         if stage.curve is None:
             continue
-        start = [] if stage.after_cut is None else [(0.0, stage.after_cut.loss)]
-        level = None if view.teacher is None else ("teacher", view.teacher.loss)
+        start = [] if stage.after_cut is None else [(0.0, stage.after_cut.nats)]
+        level = None if view.teacher is None else ("teacher", view.teacher.nats)
         pictures = [_curve(stage.name, [*start, *stage.curve.validation], level)]
         if len(stage.curve.training) > 1:
             picture = line_chart(

@@ -24,6 +24,7 @@ from pruning.pipeline.stage import (
     read_record,
 )
 from pruning.surgery.retained import Cut
+from pruning.training.callbacks import nats_of
 
 _TRAINER_STATE = "trainer_state.json"
 
@@ -139,7 +140,9 @@ def _read_curve(folder: Path) -> Curve | None:
         log = json.loads(newest.read_bytes())["log_history"]
         return Curve(
             training=tuple((entry["step"], entry["loss"]) for entry in log if "loss" in entry),
-            validation=tuple((entry["step"], entry["eval_loss"]) for entry in log if "eval_loss" in entry),
+            validation=tuple(
+                (entry["step"], nats_of(entry, "eval_")) for entry in log if "eval_loss" in entry
+            ),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{newest}: damaged ({error}); remove its folder and prune again") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -27,12 +27,17 @@ class StopWhenStale(TrainerCallback):
             control.should_training_stop = True
 
 
+def nats_of(figures: Mapping[str, float], prefix: str = "") -> float:
+    """A validation's loss: among the catalogue's titles, where that was measured."""
+    return figures.get(f"{prefix}catalogue_loss", figures[f"{prefix}loss"])
+
+
 def is_stale(log_history: Sequence[dict[str, float]], patience: int) -> bool:
     """Whether the last `patience` validations of the log improved neither loss nor HR@10."""
     history = [entry for entry in log_history if "eval_loss" in entry]
     if not history:
         return False
-    losses = [entry["eval_loss"] for entry in history]
+    losses = [nats_of(entry, "eval_") for entry in history]
     newest_gain = losses.index(min(losses))
     hits = [entry["eval_hr10"] for entry in history if "eval_hr10" in entry]
     if hits:
@@ -67,7 +72,7 @@ class Report(TrainerCallback):
         hits = f", HR@10 {entry['eval_hr10']:.4f}" if "eval_hr10" in entry else ""
         self._reporter.say(
             f"step {state.global_step}/{state.max_steps}, epoch {entry['epoch']:.2f}: "
-            f"validation {entry['eval_loss']:.3f} nats per title{hits}"
+            f"validation {nats_of(entry, 'eval_'):.3f} nats per title{hits}"
         )
 
     def on_train_end(
