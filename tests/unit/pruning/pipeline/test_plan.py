@@ -181,7 +181,7 @@ def test_a_share_counts_the_parameters_of_the_teacher_as_it_was() -> None:
     teacher = TEACHERS["tiny"]
     whole = teacher.nonembedding_parameters - 900
     target = Target(removed_share=0.5)
-    final = plan_shapes(teacher, load_recipe("demo"), target, whole)[-1]
+    final = plan_shapes(teacher, load_recipe("paper"), target, whole)[-1]
     assert final.nonembedding_parameters <= 0.5 * whole
 
 

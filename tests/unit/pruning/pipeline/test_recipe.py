@@ -9,7 +9,7 @@ from pruning.pipeline.recipe import load_recipe, packaged_recipes
 
 def test_packaged_recipes_load_and_bear_their_names() -> None:
     names = packaged_recipes()
-    assert {"paper", "activation", "demo"} <= set(names)
+    assert {"paper", "activation", "espalier"} <= set(names)
     for name in names:
         assert load_recipe(name).name == name
 
@@ -43,7 +43,7 @@ def test_errors_name_the_file_and_the_place(tmp_path: Path, change: tuple[str, s
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(RecipeError, match="activation, demo, espalier, paper"):
+    with pytest.raises(RecipeError, match="activation, espalier, paper"):
         load_recipe("papper")
 
 
