@@ -7,7 +7,7 @@ square in an empty one.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 from torch import Tensor
@@ -18,8 +18,10 @@ from pruning.report.svg import colour_scale, drawing, hint, tag, text, viridis
 _LEFT = 64
 
 
-def head_map(fates: Fates, scores_LH: Tensor | None, stage_names: Sequence[str], alt: str) -> Markup:
-    """Query heads by layer, coloured by their score within the layer where scores are known."""
+def head_map(
+    fates: Fates, scores_of_layer: Mapping[int, Tensor], stage_names: Sequence[str], alt: str
+) -> Markup:
+    """Query heads by layer, coloured by their scores (H,) within the layer where these are known."""
     layers, heads = fates.heads_LH.shape
     each = max(12.0, min(30.0, 560 / heads))
     row_height = min(each, 22.0)
@@ -29,7 +31,7 @@ def head_map(fates: Fates, scores_LH: Tensor | None, stage_names: Sequence[str],
         y = top + layer * row_height
         gone = int(fates.layers_L[layer])
         drawn.append(text(_LEFT - 8, y + row_height / 2 + 4, f"layer {layer + 1}", "end"))
-        values = None if scores_LH is None else scores_LH[layer].double()
+        values = scores_of_layer[layer].double() if layer in scores_of_layer else None
         for head in range(heads):
             share = math.nan if values is None else _within(values, head)
             fate = int(fates.heads_LH[layer, head])

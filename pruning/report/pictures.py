@@ -14,6 +14,7 @@ from pruning.report.maps import head_map, head_similarities, heatmap, layer_map,
 from pruning.report.plots import Band, Line, interval_chart, line_chart, stacked_bars
 from pruning.report.reading import RunView
 from pruning.report.redundancy import Redundancy, mean_similarity
+from pruning.surgery.retained import Cut
 from pruning.surgery.shape import Shape
 from pruning.teacher.folder import TeacherRecord
 from pruning.training.callbacks import nats_of
@@ -35,10 +36,9 @@ def anatomy(view: RunView) -> dict[str, Markup]:
     layers, heads = fates.heads_LH.shape
     pictures = {}
     if any(cut.heads for cut in cuts):
-        scores = _first_scores(view, "heads")
         kept = int((fates.heads_LH == 0).sum())
         alt = f"Map of {layers} layers by {heads} query heads; {kept} heads were chosen to stay."
-        pictures["heads"] = head_map(fates, None if scores is None else scores.values, names, alt)
+        pictures["heads"] = head_map(fates, _head_scores(view, cuts), names, alt)
     if any(cut.hidden for cut in cuts):
         kept = int((fates.hidden_C == 0).sum())
         where = (
@@ -194,6 +194,15 @@ def _by_kind(shape: Shape) -> dict[str, float]:
 def _first_scores(view: RunView, axis: Axis) -> Scores | None:
     """The scores of the first stage that cuts the axis: those of the teacher's own parts."""
     return next((stage.scores[axis] for stage in view.stages if axis in stage.scores), None)
+
+
+def _head_scores(view: RunView, cuts: Sequence[Cut]) -> dict[int, Tensor]:
+    """Scores (H,) of the first stage that cuts heads, by the teacher's layers that were left then."""
+    for before, stage in enumerate(view.stages):
+        if "heads" in stage.scores:
+            left = (fates_of(view.plan.whole_shape, cuts[:before]).layers_L == 0).nonzero()[0]
+            return dict(zip(left.tolist(), stage.scores["heads"].values, strict=True))
+    return {}
 
 
 def _kept_importance(view: RunView, width: int) -> Markup:

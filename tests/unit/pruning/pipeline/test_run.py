@@ -1,6 +1,7 @@
 """A whole small run: what resumes, what is reused, what is refused, and what is exported."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -107,9 +108,35 @@ def test_a_run_that_works_on_another_target_is_not_finished(folder: Path, tmp_pa
         export(tmp_path / "run", tmp_path / "mine")
 
 
+DEPTH_FIRST = """
+name = "depth-first"
+description = "As `espalier`: the training is the last stage's."
+
+[calibration]
+windows = 4
+
+[[stages]]
+name = "depth"
+importance = "activation"
+keep = { layers = 0.67 }
+repair = { ridge = 0.01 }
+
+[[stages]]
+name = "mlp"
+importance = "activation"
+keep = { mlp = 0.5 }
+repair = { ridge = 0.01 }
+
+[[stages]]
+name = "heads"
+importance = "activation"
+keep = { heads = 0.5 }
+training = { epochs = 1, learning_rate = 3e-3, tokens_per_batch = 1024 }
+"""
+
+
 def test_a_stage_without_training_is_cut_and_no_more(folder: Path, tmp_path: Path) -> None:
-    trained = "training = { epochs = 1, learning_rate = 3e-3, tokens_per_batch = 1024 }"
-    asked = config(RECIPE.replace(trained, "repair = { ridge = 0.01 }"))
+    asked = config(DEPTH_FIRST)
     reporter = Silent()
     report = prune(folder / "dataset", folder / "teacher", tmp_path / "run", asked, reporter)
     assert [stage.restoration_steps > 0 for stage in report.stages] == [False, False, True]
@@ -120,6 +147,10 @@ def test_a_stage_without_training_is_cut_and_no_more(folder: Path, tmp_path: Pat
     assert sum("restoring" in line for line in reporter.lines) == 1
     page = write_report(tmp_path / "run", Silent()).page.read_text("utf-8")
     assert "leaves the training to a later stage" in page
+    # Heads were scored in two layers; the map has all three of the teacher's, one without scores.
+    assert page.count("layer removed (depth)") == 1
+    assert len(re.findall(r"layer \d, head \d: ", page)) == 12
+    assert len(re.findall(r"layer \d, head \d: [^<]*, score ", page)) == 8
     export(tmp_path / "run", tmp_path / "artifact").verify()
 
 
