@@ -25,7 +25,7 @@ def dataset_table(card: DatasetCard) -> Table:
 
 
 def stage_table(report: RunReport) -> Table:
-    """Each stage before and after its restoration, on the validation split."""
+    """Each stage before and after its restoration, if it has one, on the validation split."""
     table = Table(
         title=(
             f"Recipe {report.recipe} on {report.dataset}: validation split, "
@@ -48,8 +48,9 @@ def stage_table(report: RunReport) -> Table:
     for stage in report.stages:
         shape = _shape_cells(stage.shape, stage.bytes)
         table.add_row(f"{stage.name}: cut", *shape, *_figure_cells(stage.after_cut, report.teacher))
-        restored = _figure_cells(stage.after_restoration, report.teacher)
-        table.add_row(f"{stage.name}: restored", *([""] * len(shape)), *restored)
+        if stage.restored:
+            restored = _figure_cells(stage.after_restoration, report.teacher)
+            table.add_row(f"{stage.name}: restored", *([""] * len(shape)), *restored)
     return table
 
 

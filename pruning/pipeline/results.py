@@ -45,6 +45,11 @@ class StageResult(_Record):
     after_restoration: Figures
     restoration_steps: int
 
+    @property
+    def restored(self) -> bool:
+        """Whether anything was trained; else the figures after the restoration are those before it."""
+        return self.restoration_steps > 0
+
 
 class Contender(_Record):
     """One model on the whole test split."""

@@ -108,7 +108,7 @@ def _stage_rows(findings: Findings) -> list[tuple[str, ...]]:
     for stage in view.stages:
         if stage.after_cut is not None:
             rows.append(_figure_row(f"{stage.name}: cut", stage.after_cut, view.teacher))
-        if stage.result is not None:
+        if stage.result is not None and stage.result.restored:
             rows.append(
                 _figure_row(f"{stage.name}: restored", stage.result.after_restoration, view.teacher)
             )

@@ -119,7 +119,7 @@ def journey(view: RunView) -> Markup | None:
     for stage in view.stages:
         if stage.after_cut is not None:
             moments.append((f"{stage.name} cut", stage.after_cut.nats))
-        if stage.result is not None:
+        if stage.result is not None and stage.result.restored:
             moments.append((f"{stage.name} restored", stage.result.after_restoration.nats))
     told = ", ".join(f"{name} {loss:.2f}" for name, loss in moments)
     return line_chart(

@@ -144,9 +144,12 @@ def test_a_stage_without_training_is_cut_and_no_more(folder: Path, tmp_path: Pat
         assert stage.after_restoration == stage.after_cut
         assert not (stage_folder(tmp_path / "run", number, stage) / "training").exists()
     assert report.stages[2].after_restoration.loss < report.stages[2].after_cut.loss
+    assert [stage.restored for stage in report.stages] == [False, False, True]
     assert sum("restoring" in line for line in reporter.lines) == 1
     page = write_report(tmp_path / "run", Silent()).page.read_text("utf-8")
     assert "leaves the training to a later stage" in page
+    assert "heads: restored" in page
+    assert "depth: restored" not in page
     # Heads were scored in two layers; the map has all three of the teacher's, one without scores.
     assert page.count("layer removed (depth)") == 1
     assert len(re.findall(r"layer \d, head \d: ", page)) == 12
