@@ -125,12 +125,12 @@ All figures: [{files}.json]({files}.json).
 {table(head, rows)}
 
 A call holds 1, 8 or 32 requests and ends with the last of them. What a contender remembers across requests
-is emptied before each pass: native begins with an empty prefix cache, transformers has none, our engine on
-vLLM starts a new process, and vLLM's beams empty their cache. Peak memory is the highest resident memory
-(VmHWM) of the contender's own process, libraries included: native's and transformers' of processes made for
-it, which answered eight requests alone and {record["memory_rows"]} together; vLLM's of its children over
-the timed run. Overlap@10, the lowest of the three passes, is with the exact answer: the search's torch
-reference gave it, its frontier never cut.
+is emptied before each pass: native's prefix cache holds the warm-up's prompts alone, transformers has none,
+our engine on vLLM starts a new process, and vLLM's beams empty their cache. Peak memory is the highest
+resident memory (VmHWM) of the contender's own process, libraries included: native's and transformers' of
+processes made for it, which answered eight requests alone and {record["memory_rows"]} together; vLLM's of
+its children over the timed run. Overlap@10, the lowest of the three passes, is with the exact answer: the
+search's torch reference gave it, its frontier never cut.
 
 ## Beside the floors
 

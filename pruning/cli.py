@@ -174,7 +174,7 @@ def prune(
     seed: Annotated[int, typer.Option()] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Prune a teacher in stages, restoring it by distillation after each."""
+    """Prune a teacher in stages, restored by distillation where the recipe says so."""
     from pruning import processes
     from pruning.pipeline.plan import Target
     from pruning.pipeline.recipe import load_recipe

@@ -155,8 +155,8 @@ def _lineage(report: RunReport) -> Lineage:
             StageRecord(
                 name=stage.name,
                 shape={k: v for k, v in stage.shape.model_dump().items() if type(v) is int},
-                loss_after_cut=stage.after_cut.loss,
-                loss_after_restoration=stage.after_restoration.loss,
+                loss_after_cut=stage.after_cut.nats,
+                loss_after_restoration=stage.after_restoration.nats,
             )
             for stage in report.stages
         ),

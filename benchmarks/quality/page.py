@@ -63,10 +63,13 @@ def _introduction() -> str:
         "ten items). Intervals hold 95 % of bootstrap samples over users, retention and differences in "
         "pairs; each is of one comparison, not corrected for there being many. A test row's value is "
         "averaged over the seeds first. Every choice was made on the validation split of movies_and_tv; "
-        "the trials are in `quality_trials.csv`. All methods of a size have one final shape (depth-only: "
-        "whole layers of full width under the same limit) and read equally many training tokens; budget "
-        "1 is twelve readings of the training histories. `scratch-distilled`, `scratch` and `random` "
-        "differ from `espalier` in one thing each: drawn weights; those, and no teacher; what is kept."
+        "trials stand in `quality_trials.csv`, where there is one, and in `first_cuts_movies_202611.md`. "
+        "`paper` is restored among the catalogue, since the teacher is trained at decisions; its scores "
+        "are the published ones, which read all tokens and suit such a teacher less. All methods of a size "
+        "have one final shape (depth-only: whole layers of full width under the same limit) and read "
+        "equally many training tokens; budget 1 is twelve readings of the training histories. "
+        "`scratch-distilled`, `scratch` and `random` differ from `espalier` in one thing each: drawn "
+        "weights; those, and no teacher; what is kept."
     )
 
 

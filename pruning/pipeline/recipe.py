@@ -1,4 +1,4 @@
-"""Recipes: which axes go when, by which scores, and how the student is restored after each cut.
+"""Recipes: which axes go when, by which scores, and whether and how the student is restored then.
 
 A recipe is a TOML file. Those that come with Espalier are in `pruning/recipes/`.
 """

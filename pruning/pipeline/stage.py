@@ -1,11 +1,11 @@
-"""One stage of a recipe: score → select → slice → distil, every step kept as a file.
+"""One stage of a recipe: score → select → slice, repair and distil if asked to, every step kept as a file.
 
     RUN/scores/AXIS-METHOD-KEY.safetensors importance scores
     RUN/signals-K-KEY/                     the teacher's K likeliest tokens, cached
     RUN/stages/N-NAME-KEY/cut.json         what was kept
                          /after_cut.json   figures of the student before restoration
                          /training/        the Trainer's checkpoints and learning curves
-                         /student/         the restored student, a plain Hugging Face folder
+                         /student/         the student as the stage leaves it, a plain Hugging Face folder
                          /result.json      `StageResult`, written last: the stage is done
 
 A key is a digest of all that a file depends on: teacher, data, seed, and the stages so far. So what is
@@ -144,7 +144,7 @@ def plan_stages(recipe: Recipe, shapes: Sequence[Shape], first: str) -> list[Pla
 
 
 def run_stage(bench: Bench, planned: PlannedStage, student: CausalModel) -> tuple[StageResult, CausalModel]:
-    """Cuts `student` and restores it; what stands from an earlier call is not done again."""
+    """Cuts `student`, and restores it if asked to; what stands from an earlier call is not done again."""
     stage, shape, title = planned.stage, planned.shape, planned.title
     folder = planned.folder(bench.folder)
     result_file = folder / RESULT_FILE

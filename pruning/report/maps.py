@@ -34,7 +34,7 @@ def head_map(
         values = scores_of_layer[layer].double() if layer in scores_of_layer else None
         for head in range(heads):
             share = math.nan if values is None else _within(values, head)
-            fate = int(fates.heads_LH[layer, head])
+            fate = int(fates.heads_LH[layer, head]) or gone
             state = "kept" if fate == 0 else f"removed in stage {stage_names[fate - 1]}"
             known = "" if values is None else f", score {float(values[head]):.4g}"
             inset = 1.0 if fate == 0 else 0.32 * row_height

@@ -36,7 +36,7 @@ def anatomy(view: RunView) -> dict[str, Markup]:
     layers, heads = fates.heads_LH.shape
     pictures = {}
     if any(cut.heads for cut in cuts):
-        kept = int((fates.heads_LH == 0).sum())
+        kept = int((fates.heads_LH[fates.layers_L == 0] == 0).sum())
         alt = f"Map of {layers} layers by {heads} query heads; {kept} heads were chosen to stay."
         pictures["heads"] = head_map(fates, _head_scores(view, cuts), names, alt)
     if any(cut.hidden for cut in cuts):

@@ -11,10 +11,11 @@ from pruning.progress import Reporter
 
 
 class StopWhenStale(TrainerCallback):
-    """Stops when neither loss nor HR@10 has improved for `patience` validations."""
+    """Stops when neither the loss nor HR@10 has improved for `patience` validations (see `is_stale`)."""
 
-    def __init__(self, patience: int) -> None:
+    def __init__(self, patience: int, best_by: str) -> None:
         self._patience = patience
+        self._best_by = best_by
 
     def on_evaluate(
         self,
@@ -23,7 +24,7 @@ class StopWhenStale(TrainerCallback):
         control: TrainerControl,
         **_: Any,
     ) -> None:
-        if is_stale(state.log_history, self._patience):
+        if is_stale(state.log_history, self._patience, self._best_by):
             control.should_training_stop = True
 
 
@@ -32,12 +33,16 @@ def nats_of(figures: Mapping[str, float], prefix: str = "") -> float:
     return figures.get(f"{prefix}catalogue_loss", figures[f"{prefix}loss"])
 
 
-def is_stale(log_history: Sequence[dict[str, float]], patience: int) -> bool:
-    """Whether the last `patience` validations of the log improved neither loss nor HR@10."""
+def is_stale(log_history: Sequence[dict[str, float]], patience: int, best_by: str) -> bool:
+    """Whether the last `patience` validations of the log improved neither the loss nor HR@10.
+
+    The loss is the one that the best checkpoint is chosen by; where HR@10 chooses, `nats_of`.
+    """
     history = [entry for entry in log_history if "eval_loss" in entry]
     if not history:
         return False
-    losses = [nats_of(entry, "eval_") for entry in history]
+    chosen = f"eval_{best_by}"
+    losses = [nats_of(entry, "eval_") if best_by == "hr10" else entry[chosen] for entry in history]
     newest_gain = losses.index(min(losses))
     hits = [entry["eval_hr10"] for entry in history if "eval_hr10" in entry]
     if hits:

@@ -139,13 +139,15 @@ def fit(
         precision=config.precision,
         model=model,
         args=_arguments(config, folder, int(steps), min(interval, int(steps))),
-        callbacks=[StopWhenStale(config.patience), Report(reporter)],
+        callbacks=[StopWhenStale(config.patience, config.best_by), Report(reporter)],
     )
     trainer.remove_callback(PrinterCallback)  # it writes to standard output, which is the user's
     last = processes.once(lambda: _last_whole_checkpoint(folder))
     state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME)) if last else None
     # The Trainer forgets that it had stopped, and would train on.
-    if state is None or not (state.global_step >= steps or is_stale(state.log_history, config.patience)):
+    if state is None or not (
+        state.global_step >= steps or is_stale(state.log_history, config.patience, config.best_by)
+    ):
         with quiet_transformers():  # or each checkpoint draws a bar of its own
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         state = trainer.state
