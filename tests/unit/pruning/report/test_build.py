@@ -57,10 +57,11 @@ def test_a_finished_run_is_shown_whole(finished: Path) -> None:
         assert list(finished.glob(f"run/stages/*{stage.key}/training/runs/*/events.out.tfevents.*"))
         assert stage.after_cut.ndcg10_interval is not None
         assert f"{stage.shape.total_parameters:,}" in page.text
-    # Each layer has its heads: 3 layers of 4, half of them kept.
-    heads = re.findall(r"<title>layer \d, head \d: (kept|removed in stage width)", page.text)
+    # Each layer has its heads: 3 layers of 4. Half went for width, and of the rest two layers' with them.
+    heads = re.findall(r"<title>layer \d, head \d: (kept|removed in stage \w+)", page.text)
     assert len(heads) == 12
-    assert heads.count("kept") == 6
+    fates = ("removed in stage width", "removed in stage depth", "kept")
+    assert [heads.count(fate) for fate in fates] == [6, 4, 2]
     assert page.text.count("layer removed (depth)") == 2
     assert sum(title in page.text for title in TITLES) > 5
     assert result.latency is not None
