@@ -152,7 +152,7 @@ def _progress(stage: StageView) -> str:
     if stage.curve is not None and stage.curve.validation:
         return f"cut, restored up to step {stage.curve.validation[-1][0]:,.0f}, not finished"
     if stage.after_cut is not None:
-        return "cut, not restored"
+        return "cut, not restored" if stage.planned.stage.training else "cut, not kept yet"
     if stage.cut is not None:
         return "chosen what to keep, not cut"
     return "scored, nothing cut" if stage.scores else "not begun"
