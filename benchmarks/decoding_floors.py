@@ -21,9 +21,13 @@ def together(requests: Sequence[Sequence[Step]]) -> list[Step]:
     Requests may score the same children, whose rows of the head are then read once: what the request with
     the most of them needs is what no engine can do without.
     """
-    nothing = Step(0, 0)
+    nothing = Step(0, 0, 0)
     return [
-        Step(sum(step.tokens for step in level), max(step.children for step in level))
+        Step(
+            sum(step.tokens for step in level),
+            sum(step.wanted for step in level),
+            max(step.children for step in level),
+        )
         for level in itertools.zip_longest(*requests, fillvalue=nothing)
     ]
 

@@ -6,16 +6,17 @@ machine's peak, or their bytes at its bandwidth, whichever takes longer.
 
 Needed are the prompt's tokens and those of the inner nodes whose score exceeds the k-th title's: a node's
 score bounds all below it, so no search can leave one of these unread. They are read level by level, since
-a node's score is not known before its parent is read; a level of the trie is one step.
+a node's score is not known before its parent is read; a level of the trie is one step. Of the last layer,
+tokens whose hidden state nobody asks for owe the others only their keys and values.
 
-Shapes: T tokens of a step, H hidden, F intermediate, E children scored.
+Shapes: T tokens of a step, W of them asked for, H hidden, F intermediate, E children scored.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,9 +33,10 @@ _FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Step:
-    """One pass over the weights: tokens read, and children scored behind them."""
+    """One pass over the weights: tokens read, those asked for, and children scored behind them."""
 
     tokens: int
+    wanted: int
     children: int
 
 
@@ -62,13 +64,13 @@ def needed_steps(ranker: Ranker, prompt: tuple[int, ...], k: int) -> list[Step]:
 
     children_N = np.diff(trie.child_offsets)
     tokens_N = np.diff(trie.label_offsets)
-    steps = [Step(len(prompt), int(children_N[0]))]
+    steps = [Step(len(prompt), 1, int(children_N[0]))]
     level = np.asarray(trie.children(0))
     while True:
         level = level[(children_N[level] > 0) & (probability_N[level] > kth)]
         if not len(level):
             return steps
-        steps.append(Step(int(tokens_N[level].sum()), int(children_N[level].sum())))
+        steps.append(Step(int(tokens_N[level].sum()), len(level), int(children_N[level].sum())))
         level = np.concatenate([np.asarray(trie.children(int(node))) for node in level])
 
 
@@ -89,9 +91,9 @@ def roofline_seconds(model: LeanTransformer, steps: Sequence[Step], machine: Mac
     total = 0.0
     for step in steps:
         operations = data = 0.0
-        for rows, columns in _weights(model):
-            operations += 2.0 * step.tokens * rows * columns
-            data += _FLOAT32 * rows * columns
+        for weight, of_tokens in _weights(model, step):
+            operations += 2.0 * of_tokens * weight.numel()
+            data += _FLOAT32 * weight.numel()
         hidden = model.architecture.hidden_size
         operations += 2.0 * step.children * hidden
         data += _FLOAT32 * step.children * hidden
@@ -107,29 +109,28 @@ def measure_machine(working_set_bytes: int) -> Machine:
     return Machine(operations, held.nbytes / _best(lambda: held.sum(), repeats=50))
 
 
-def _weights(model: LeanTransformer) -> list[tuple[int, int]]:
-    arch = model.architecture
-    heads, width, hidden = arch.num_attention_heads, arch.head_dim, arch.hidden_size
-    one_layer = [
-        ((heads + 2 * arch.num_key_value_heads) * width, hidden),
-        (hidden, heads * width),
-        (2 * arch.intermediate_size, hidden),
-        (hidden, arch.intermediate_size),
-    ]
-    return one_layer * arch.num_hidden_layers
+def _weights(model: LeanTransformer, step: Step) -> Iterator[tuple[Tensor, int]]:
+    """Every matrix, and how many tokens go through it."""
+    for layer in model.layers[:-1]:
+        for weight in (layer.qkv_weight, layer.o_weight, layer.gate_up_weight, layer.down_weight):
+            yield weight, step.tokens
+    last = model.layers[-1]
+    queries = model.architecture.num_attention_heads * model.architecture.head_dim
+    yield last.qkv_weight[queries:], step.tokens
+    for weight in (last.qkv_weight[:queries], last.o_weight, last.gate_up_weight, last.down_weight):
+        yield weight, step.wanted
 
 
 def _products(model: LeanTransformer, step: Step) -> list[Callable[[], Tensor]]:
     """The step's products with their outputs in place, on the model's own weights."""
     products: list[Callable[[], Tensor]] = []
 
-    def multiply(weight: Tensor) -> None:
-        given, out = torch.rand(step.tokens, weight.shape[1]), torch.empty(step.tokens, weight.shape[0])
+    def multiply(weight: Tensor, rows: int) -> None:
+        given, out = torch.rand(rows, weight.shape[1]), torch.empty(rows, weight.shape[0])
         products.append(lambda: torch.mm(given, weight.T, out=out))
 
-    for layer in model.layers:
-        for weight in (layer.qkv_weight, layer.o_weight, layer.gate_up_weight, layer.down_weight):
-            multiply(weight)
+    for weight, of_tokens in _weights(model, step):
+        multiply(weight, of_tokens)
     rows_EH = model.head_VH[: step.children]
     hidden_H, scores_E = torch.rand(rows_EH.shape[1]), torch.empty(len(rows_EH))
     products.append(lambda: torch.mv(rows_EH, hidden_H, out=scores_E))

@@ -31,7 +31,7 @@ class Reading:
 
     Attributes:
         rows_5T: token ids, rotary positions, slots, columns, prefixes.
-        wanted_W: which tokens' hidden states are asked for.
+        wanted_W: which tokens' hidden states are asked for, in ascending order.
     """
 
     rows_5T: Int32Array

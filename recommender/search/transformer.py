@@ -10,7 +10,7 @@ N query heads, K key/value heads, X = N + K, D head_dim, F intermediate, V vocab
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,10 +94,13 @@ class LeanTransformer:
             keys_SKCD, values_SKCD = cache.keys(index), cache.values(index)
             keys_SKCD[slots_T, :, columns_T] = k_TKD
             values_SKCD[slots_T, :, columns_T] = v_TKD
+            if layer is self.layers[-1]:  # the others' keys and values are all that is needed of them
+                wanted_W = torch.from_numpy(reading.wanted_W).long()
+                q_TND, hidden_TH = q_TND[wanted_W], hidden_TH[wanted_W]
+                runs = _narrowed(runs, reading.wanted_W)
             mixed = [run.attend(q_TND, keys_SKCD, values_SKCD) for run in runs]
             hidden_TH = self._finish_layer(layer, hidden_TH, torch.cat(mixed))
-        wanted_WH = hidden_TH[torch.from_numpy(reading.wanted_W).long()]
-        normed: Float32Array = self._norm(wanted_WH, self.norm_H).float().numpy()
+        normed: Float32Array = self._norm(hidden_TH, self.norm_H).float().numpy()
         return normed
 
     @torch.inference_mode()
@@ -190,6 +193,17 @@ def _runs(reading: Reading, cache: KeyValueCache) -> list[_Run]:
             path_Q = np.where(below, cache.above_SC[slot, path_Q], path_Q)
         runs.append(_Run(slot, tokens, torch.from_numpy(visible_QC)))
     return runs
+
+
+def _narrowed(runs: Sequence[_Run], wanted_W: Int32Array) -> list[_Run]:
+    """The runs of the wanted tokens alone, which are numbered anew."""
+    narrowed = []
+    for run in runs:
+        start, stop = np.searchsorted(wanted_W, (run.tokens.start, run.tokens.stop)).tolist()
+        if start < stop:
+            rows = torch.from_numpy(wanted_W[start:stop] - run.tokens.start).long()
+            narrowed.append(_Run(run.slot, slice(start, stop), run.visible_QC[rows]))
+    return narrowed
 
 
 class _Tensors:

@@ -134,7 +134,7 @@ INLINE void weigh(const int heads, float *out, const float *weights, int stride,
     }
 }
 
-INLINE void attend_heads(const int heads, const Attention *a, int layer, int token, int head, int thread) {
+INLINE void attend_heads(const int heads, const Attention *a, int layer, int token, int row, int head, int thread) {
     const Model *m = a->model;
     const Reading *r = a->reading;
     const int width = m->head_dim, group = m->heads / m->kv_heads, prefix = r->prefix[token];
@@ -143,7 +143,7 @@ INLINE void attend_heads(const int heads, const Attention *a, int layer, int tok
     const float *keys = plane(m, r, r->slot[token], layer, 0, kv_head);
     const float *values = plane(m, r, r->slot[token], layer, 1, kv_head);
     const float *query = a->qkv + (size_t)token * a->qkv_stride + head * width;
-    float *out = a->mixed + (size_t)token * a->mixed_stride + head * width, sums[HEADS];
+    float *out = a->mixed + (size_t)row * a->mixed_stride + head * width, sums[HEADS];
     float *scores = a->scratch + (size_t)thread * (HEADS + 1) * a->longest;
     int32_t *path = (int32_t *)(scores + (size_t)HEADS * a->longest);
     const float scale = 1.0f / sqrtf((float)width);
@@ -170,16 +170,15 @@ INLINE void attend_heads(const int heads, const Attention *a, int layer, int tok
         }
 }
 
-/* One token's query heads that share a key/value head. */
-static void attend(const Attention *a, int layer, int item, int thread) {
-    const int group = a->model->heads / a->model->kv_heads;
-    const int token = item / a->model->kv_heads, first = item % a->model->kv_heads * group;
+/* One token's query heads that share a key/value head; the values mixed go to `row`. */
+static void attend(const Attention *a, int layer, int token, int row, int kv_head, int thread) {
+    const int group = a->model->heads / a->model->kv_heads, first = kv_head * group;
     for (int head = first; head < first + group; head += HEADS)
         switch (first + group - head) {
-        case 1: attend_heads(1, a, layer, token, head, thread); break;
-        case 2: attend_heads(2, a, layer, token, head, thread); break;
-        case 3: attend_heads(3, a, layer, token, head, thread); break;
-        default: attend_heads(4, a, layer, token, head, thread);
+        case 1: attend_heads(1, a, layer, token, row, head, thread); break;
+        case 2: attend_heads(2, a, layer, token, row, head, thread); break;
+        case 3: attend_heads(3, a, layer, token, row, head, thread); break;
+        default: attend_heads(4, a, layer, token, row, head, thread);
         }
 }
 

@@ -1,10 +1,13 @@
-/* A pass over the model: six phases a layer, and the norm of what is wanted. */
+/* A pass over the model: nine phases a layer, and the norm of what is wanted.
+
+   Of the last layer most tokens owe the others only their keys and values. So after these it goes on with
+   the wanted rows alone, which then stand in `kept` one after the other. */
 #include "attention.h"
 
 typedef struct {
     const Model *model;
     const Reading *reading;
-    float *hidden, *scale, *qkv, *mixed, *inner;
+    float *hidden, *kept, *scale, *qkv, *mixed, *inner;
     int hidden_stride, qkv_stride, inner_stride, mixed_stride;
     Attention attention;
 } Pass;
@@ -14,22 +17,32 @@ enum { SCALE, QKV, ROTATE, TURN, ATTEND, OUT, SCALE_AGAIN, GATE_UP, DOWN };
 
 static const Layer *layer_of(const Pass *pass, int phase) { return pass->model->layer + (phase - 1) / PHASES; }
 
+/* Whether a phase sees the wanted rows alone. */
+static int is_last(const Pass *p, int phase) {
+    return (phase - 1) / PHASES == p->model->layers - 1 && (phase - 1) % PHASES >= ATTEND;
+}
+
+static int rows_of(const Pass *p, int phase) { return is_last(p, phase) ? p->reading->wanted : p->reading->tokens; }
+
+static float *hidden_of(const Pass *p, int phase) { return is_last(p, phase) ? p->kept : p->hidden; }
+
 static Product product_of(const Pass *p, int phase, int kind) {
     const Model *m = p->model;
     const Layer *layer = layer_of(p, phase);
-    const int rows = p->reading->tokens;
+    const int rows = rows_of(p, phase);
+    float *hidden = hidden_of(p, phase);
     switch (kind) {
     case QKV:
-        return (Product){p->hidden, layer->qkv, layer->qkv_bias, p->scale, p->qkv, m->hidden, rows,
+        return (Product){hidden, layer->qkv, layer->qkv_bias, p->scale, p->qkv, m->hidden, rows,
                          p->qkv_stride, p->hidden_stride, p->qkv_stride, STORE};
     case OUT:
-        return (Product){p->mixed, layer->o, layer->o_bias, NULL, p->hidden, m->heads * m->head_dim, rows,
+        return (Product){p->mixed, layer->o, layer->o_bias, NULL, hidden, m->heads * m->head_dim, rows,
                          p->hidden_stride, p->mixed_stride, p->hidden_stride, ADD};
     case GATE_UP:
-        return (Product){p->hidden, layer->gate_up, NULL, p->scale, p->inner, m->hidden, rows,
+        return (Product){hidden, layer->gate_up, NULL, p->scale, p->inner, m->hidden, rows,
                          2 * p->inner_stride, p->hidden_stride, p->inner_stride, GATE};
     default:
-        return (Product){p->inner, layer->down, NULL, NULL, p->hidden, p->inner_stride, rows,
+        return (Product){p->inner, layer->down, NULL, NULL, hidden, p->inner_stride, rows,
                          p->hidden_stride, p->inner_stride, p->hidden_stride, ADD};
     }
 }
@@ -76,17 +89,27 @@ static void embed(const Pass *p, int token) {
 
 static void give(const Pass *p, int wanted) {
     const int hidden = p->model->hidden;
-    const float *row = p->hidden + (ptrdiff_t)p->reading->wanted_rows[wanted] * p->hidden_stride;
+    const float *row = p->kept + (ptrdiff_t)wanted * p->hidden_stride;
     const float scale = inverse_rms(row, hidden, p->model->epsilon);
     float *out = p->reading->out + (ptrdiff_t)wanted * hidden;
     for (int i = 0; i < hidden; i++) out[i] = row[i] * scale * p->model->norm[i];
+}
+
+/* Attention of one token and one key/value head. */
+static void attend_item(const Pass *p, int phase, int item, int thread) {
+    const int layer = (phase - 1) / PHASES, row = item / p->model->kv_heads, head = item % p->model->kv_heads;
+    if (!is_last(p, phase)) return attend(&p->attention, layer, row, row, head, thread);
+    const int token = p->reading->wanted_rows[row];
+    const size_t stride = p->hidden_stride;
+    if (head == 0) memcpy(p->kept + row * stride, p->hidden + token * stride, stride * sizeof(float));
+    attend(&p->attention, layer, token, row, head, thread);
 }
 
 /* Phase 0 embeds, the last one gives what is wanted, and PHASES for each layer lie between. */
 static void do_item(void *job, int phase, int item, int thread) {
     const Pass *p = job;
     const int last = 1 + p->model->layers * PHASES;
-    const int count = phase == last ? p->reading->wanted : p->reading->tokens;
+    const int count = phase == last ? p->reading->wanted : rows_of(p, phase);
     const int begin = item * TOKENS, stop = begin + TOKENS < count ? begin + TOKENS : count;
     if (phase == 0 || phase == last) {
         for (int i = begin; i < stop; i++) phase ? give(p, i) : embed(p, i);
@@ -94,14 +117,15 @@ static void do_item(void *job, int phase, int item, int thread) {
     }
     const int layer = (phase - 1) / PHASES, kind = (phase - 1) % PHASES;
     if (kind == SCALE || kind == SCALE_AGAIN) {
+        const float *hidden = hidden_of(p, phase);
         for (int i = begin; i < stop; i++)
-            p->scale[i] = inverse_rms(p->hidden + (ptrdiff_t)i * p->hidden_stride, p->model->hidden, p->model->epsilon);
+            p->scale[i] = inverse_rms(hidden + (ptrdiff_t)i * p->hidden_stride, p->model->hidden, p->model->epsilon);
     } else if (kind == ROTATE) {
         for (int i = begin; i < stop; i++) rotate_and_keep(p, layer, i);
     } else if (kind == TURN) {
         turn_keys(&p->attention, layer, item);
     } else if (kind == ATTEND) {
-        attend(&p->attention, layer, item, thread);
+        attend_item(p, phase, item, thread);
     } else {
         const Product product = product_of(p, phase, kind);
         product_item(&product, item);
@@ -110,15 +134,16 @@ static void do_item(void *job, int phase, int item, int thread) {
 
 /* How many items a phase has. */
 static int items_of(const Pass *p, int phase) {
-    const int last = 1 + p->model->layers * PHASES, tokens = p->reading->tokens;
-    if (phase == 0 || phase == last) return ((phase ? p->reading->wanted : tokens) + TOKENS - 1) / TOKENS;
+    const int last = 1 + p->model->layers * PHASES;
+    const int rows = phase == last ? p->reading->wanted : rows_of(p, phase);
+    if (phase == 0 || phase == last) return (rows + TOKENS - 1) / TOKENS;
     const int kind = (phase - 1) % PHASES;
     switch (kind) {
     case SCALE:
     case SCALE_AGAIN:
-    case ROTATE: return (tokens + TOKENS - 1) / TOKENS;
+    case ROTATE: return (rows + TOKENS - 1) / TOKENS;
     case TURN: return p->attention.runs * p->model->kv_heads;
-    case ATTEND: return tokens * p->model->kv_heads;
+    case ATTEND: return rows * p->model->kv_heads;
     default: {
         const Product product = product_of(p, phase, kind);
         return product_items(&product);
@@ -134,21 +159,21 @@ int espalier_read(const Model *m, const Reading *r, Pool *pool) {
     p.qkv_stride = PADDED((m->heads + 2 * m->kv_heads) * m->head_dim, PANEL);
     p.mixed_stride = m->heads * m->head_dim;
     p.inner_stride = PADDED(m->inner, LANES);
-    p.hidden = floats(tokens * p.hidden_stride), p.qkv = floats(tokens * p.qkv_stride);
+    p.hidden = floats(tokens * p.hidden_stride), p.kept = floats((size_t)r->wanted * p.hidden_stride), p.qkv = floats(tokens * p.qkv_stride);
     p.mixed = floats(tokens * p.mixed_stride), p.inner = floats(tokens * p.inner_stride);
     p.scale = floats(tokens);
     p.attention = (Attention){.model = m, .reading = r, .qkv = p.qkv, .mixed = p.mixed,
                               .qkv_stride = p.qkv_stride, .mixed_stride = p.mixed_stride};
     const int phases = 2 + m->layers * PHASES;
     int *items = malloc(phases * sizeof *items);
-    const int whole = prepare(&p.attention, espalier_threads(pool)) && p.hidden && p.qkv && p.mixed && p.inner &&
-                      p.scale && items;
+    const int whole = prepare(&p.attention, espalier_threads(pool)) && p.hidden && p.kept && p.qkv && p.mixed &&
+                      p.inner && p.scale && items;
     if (whole) {
         for (int phase = 0; phase < phases; phase++) items[phase] = items_of(&p, phase);
         run_phases(pool, do_item, &p, phases, items);
     }
     release(&p.attention);
-    free(p.hidden), free(p.qkv), free(p.mixed), free(p.inner), free(p.scale), free(items);
+    free(p.hidden), free(p.kept), free(p.qkv), free(p.mixed), free(p.inner), free(p.scale), free(items);
     return !whole;
 }
 

@@ -43,7 +43,7 @@ typedef struct {
 typedef struct {
     int32_t tokens, wanted;
     const int32_t *token, *position, *slot, *column, *prefix; /* (T) each */
-    const int32_t *wanted_rows;                               /* (W) rows of T */
+    const int32_t *wanted_rows;                               /* (W) rows of T, ascending */
     const int32_t *above;                                     /* (slots, C) */
     float *kv;                                                /* (slots, 2 · layers, K, C, D) */
     int64_t columns;                                          /* C */

@@ -147,8 +147,8 @@ def test_the_fastest_block_of_each_mode_goes_on() -> None:
 
 
 def test_requests_read_together_share_their_steps() -> None:
-    merged = together([[Step(10, 5), Step(2, 3)], [Step(20, 5)]])
-    assert merged == [Step(30, 5), Step(2, 3)]
+    merged = together([[Step(10, 1, 5), Step(2, 2, 3)], [Step(20, 1, 5)]])
+    assert merged == [Step(30, 2, 5), Step(2, 2, 3)]
 
 
 def test_contenders_take_turns_and_a_slow_one_is_asked_less(ranker: Ranker) -> None:
