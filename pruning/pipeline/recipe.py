@@ -80,6 +80,16 @@ class Recipe(_Part):
     augmentation: Augmentation | None = None
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
 
+    @property
+    def distils_vocabulary(self) -> bool:
+        """Whether a restoration asks the teacher about tokens that cannot follow in the catalogue."""
+        return any(
+            stage.training is not None
+            and stage.distillation.forward_kl > 0
+            and stage.distillation.among == "vocabulary"
+            for stage in self.stages
+        )
+
     @model_validator(mode="after")
     def _names_and_shares_make_sense(self) -> Recipe:
         names = [stage.name for stage in self.stages]

@@ -117,6 +117,12 @@ def prune(
         reporter.say(f"{out}: pruned already")
         return report
     reporter.say(_plan_line(teacher_shape, shapes[-1]))
+    if record.among == "catalogue" and config.recipe.distils_vocabulary:
+        reporter.say(
+            "careful: the teacher was trained among the catalogue's titles, and recipe "
+            f"{config.recipe.name} distils over the whole vocabulary, of which it knows nothing; train it "
+            'with --among vocabulary, or give the recipe\'s distillation among = "catalogue"'
+        )
 
     processes.once(lambda: _begin(dataset, out, config.seed))
     bench = _prepare(dataset, teacher, out, config, reporter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -23,6 +24,7 @@ class TeacherRecord(BaseModel):
 
     Attributes:
         model_sha256: digest of the weights file.
+        among: `TeacherConfig.among`; None: trained before this was recorded.
         quality, popularity: on the sampled validation rows.
         gain_ndcg10: the teacher's NDCG@10 over popularity's on them.
     """
@@ -32,6 +34,7 @@ class TeacherRecord(BaseModel):
     dataset: str
     dataset_sha256: str
     base: BaseLineage
+    among: Literal["vocabulary", "catalogue"] | None = None
     model_sha256: str
     shape: Shape
     fit: FitResult

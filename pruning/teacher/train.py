@@ -169,6 +169,7 @@ def _finish(
         dataset=dataset.card.name,
         dataset_sha256=dataset.digest,
         base=base.lineage,
+        among=config.among,
         model_sha256=sha256_of(model_folder / "model.safetensors"),
         shape=Shape.of(base.model.config),
         fit=result,

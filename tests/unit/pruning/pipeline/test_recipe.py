@@ -14,6 +14,11 @@ def test_packaged_recipes_load_and_bear_their_names() -> None:
         assert load_recipe(name).name == name
 
 
+def test_which_recipes_ask_about_the_whole_vocabulary() -> None:
+    asking = [name for name in packaged_recipes() if load_recipe(name).distils_vocabulary]
+    assert asking == ["activation", "paper"]
+
+
 def test_a_file_is_a_recipe_too(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(RECIPE)

@@ -157,6 +157,21 @@ def test_a_stage_without_training_is_cut_and_no_more(folder: Path, tmp_path: Pat
     export(tmp_path / "run", tmp_path / "artifact").verify()
 
 
+@pytest.mark.parametrize(("among", "warned"), [("catalogue", 1), ("vocabulary", 0)])
+def test_a_teacher_of_decisions_is_no_teacher_of_spelling(
+    folder: Path, tmp_path: Path, among: str, warned: int
+) -> None:
+    for name in ("dataset", "teacher", "run"):
+        shutil.copytree(folder / name, tmp_path / name)
+    (tmp_path / "run" / "report.json").unlink()
+    file = tmp_path / "teacher" / "teacher.json"
+    record = json.loads(file.read_text())
+    assert record["among"] == "vocabulary"  # as `teacher_config` trains
+    file.write_text(json.dumps(record | {"among": among}))
+    lines, _ = again(tmp_path, config())
+    assert sum("recipe small distils over the whole vocabulary" in line for line in lines) == warned
+
+
 @pytest.mark.parametrize(
     "pattern", ["stages/*/cut.json", "stages/*/result.json", "test/student-*.npy", "report.json"]
 )
