@@ -168,8 +168,9 @@ class BodyGuard:
         if body and not _is_json(_header(scope, b"content-type")):
             raise MediaTypeError("send the body as `Content-Type: application/json`")
         unread = [body]
-        complete = False
-        left = asyncio.create_task(_departure(receive))
+        complete = gone = False
+        answering = asyncio.current_task()
+        assert answering is not None
 
         async def replay() -> Message:
             if unread:
@@ -181,16 +182,23 @@ class BodyGuard:
             complete = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
-        answering = asyncio.ensure_future(self.app(scope, replay, watched_send))
+        def stop(_: object) -> None:
+            nonlocal gone
+            if not complete:
+                gone = True
+                answering.cancel()
+
+        left = asyncio.create_task(_departure(receive))
+        left.add_done_callback(stop)
         try:
-            await asyncio.wait({answering, left}, return_when=asyncio.FIRST_COMPLETED)
-            if not answering.done() and not complete:
-                raise ClientLeftError
-            await answering
+            await self.app(scope, replay, watched_send)
+        except asyncio.CancelledError:
+            if gone and not answering.uncancel():
+                raise ClientLeftError from None
+            raise
         finally:
-            for task in (answering, left):
-                task.cancel()
-            await asyncio.gather(answering, left, return_exceptions=True)
+            complete = True
+            left.cancel()
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         declared = _header(scope, b"content-length")
