@@ -53,6 +53,7 @@ class Stage(_Part):
         weights: `drawn` throws the cut weights away and starts from random ones of the same shape:
             the control that shows what is inherited.
         training: how to restore; None: not at all, the next stage goes on from the cut as it is.
+        rounding: what the weights are rounded to, and kept as, at the stage's end; None: they stay float32.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
@@ -62,6 +63,7 @@ class Stage(_Part):
     weights: Literal["inherited", "drawn"] = "inherited"
     distillation: DistillationConfig = DistillationConfig()
     training: TrainingConfig | None = None
+    rounding: Literal["bfloat16"] | None = None
 
 
 class Recipe(_Part):

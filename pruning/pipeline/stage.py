@@ -1,4 +1,4 @@
-"""One stage of a recipe: score → select → slice, repair and distil if asked to, every step kept as a file.
+"""One stage of a recipe: score → select → slice; repair, distil, round if asked to; all kept as files.
 
     RUN/scores/AXIS-METHOD-KEY.safetensors importance scores
     RUN/signals-K-KEY/                     the teacher's K likeliest tokens, cached
@@ -14,6 +14,7 @@ done is never done again, and changing a later stage's target finds the earlier 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from pydantic import BaseModel, ValidationError
 from transformers import PreTrainedModel
 
@@ -167,8 +169,10 @@ def run_stage(bench: Bench, planned: PlannedStage, student: CausalModel) -> tupl
         f"validation {after_cut.nats:.2f} nats per title" + ("; restoring" if stage.training else "")
     )
     steps = _restore(bench, stage, stage.training, student, folder) if stage.training else 0
+    dtype = torch.bfloat16 if stage.rounding == "bfloat16" else torch.float32
+    _round(student, dtype)
     student_folder = folder / STUDENT_FOLDER
-    processes.once(lambda: _keep_student(bench, student, student_folder))
+    processes.once(lambda: _keep_student(bench, student, dtype, student_folder))
     result = StageResult(
         name=stage.name,
         key=planned.key,
@@ -176,17 +180,25 @@ def run_stage(bench: Bench, planned: PlannedStage, student: CausalModel) -> tupl
         shape=shape,
         bytes=(student_folder / "model.safetensors").stat().st_size,
         after_cut=after_cut,
-        after_restoration=bench.figures(student) if steps else after_cut,
+        after_restoration=bench.figures(student) if steps or stage.rounding else after_cut,
         restoration_steps=steps,
     )
     _write_record(result_file, result)
     return result, student
 
 
-def _keep_student(bench: Bench, student: CausalModel, folder: Path) -> None:
+def _round(student: CausalModel, dtype: torch.dtype) -> None:
+    """Rounds the weights in place; they are float32 still."""
+    with torch.no_grad():
+        for weight in student.parameters():
+            weight.copy_(weight.to(dtype))
+
+
+def _keep_student(bench: Bench, student: CausalModel, dtype: torch.dtype, folder: Path) -> None:
     if not folder.exists():
+        kept = copy.deepcopy(student).to(dtype=dtype)
         with new_directory(folder) as unfinished:
-            save_checkpoint(unfinished, student, bench.teacher.tokenizer, bench.teacher.template)
+            save_checkpoint(unfinished, kept, bench.teacher.tokenizer, bench.teacher.template)
 
 
 def _cut_student(bench: Bench, stage: Stage, before: CausalModel, cut: Cut) -> CausalModel:

@@ -10,6 +10,7 @@ N query heads, K key/value heads, X = N + K, D head_dim, F intermediate, V vocab
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -78,6 +79,15 @@ class LeanTransformer:
         for layer in self.layers:
             held.extend(t for t in vars(layer).values() if t is not None)
         return sum({t.data_ptr(): t.nbytes for t in held if t is not None}.values())
+
+    @property
+    def matrices(self) -> list[Tensor]:
+        """Every weight that is no vector; embedding and head may be the same."""
+        of_layers = [
+            (layer.qkv_weight, layer.o_weight, layer.gate_up_weight, layer.down_weight)
+            for layer in self.layers
+        ]
+        return [self.embedding_VH, self.head_VH, *itertools.chain.from_iterable(of_layers)]
 
     def new_cache(self) -> KeyValueCache:
         return KeyValueCache(self.architecture, self.dtype)

@@ -7,12 +7,12 @@
 typedef struct {
     const Model *model;
     const Reading *reading;
-    float *hidden, *kept, *scale, *qkv, *mixed, *inner;
+    float *hidden, *kept, *normed, *qkv, *mixed, *inner;
     int hidden_stride, qkv_stride, inner_stride, mixed_stride;
     Attention attention;
 } Pass;
 
-enum { SCALE, QKV, ROTATE, TURN, ATTEND, OUT, SCALE_AGAIN, GATE_UP, DOWN };
+enum { NORM, QKV, ROTATE, TURN, ATTEND, OUT, NORM_AGAIN, GATE_UP, DOWN };
 #define TOKENS 16 /* of an item, where a token is little work */
 
 static const Layer *layer_of(const Pass *pass, int phase) { return pass->model->layer + (phase - 1) / PHASES; }
@@ -29,25 +29,36 @@ static float *hidden_of(const Pass *p, int phase) { return is_last(p, phase) ? p
 static Product product_of(const Pass *p, int phase, int kind) {
     const Model *m = p->model;
     const Layer *layer = layer_of(p, phase);
-    const int rows = rows_of(p, phase);
-    float *hidden = hidden_of(p, phase);
+    Product made = {.halves = m->halves, .rows = rows_of(p, phase)};
     switch (kind) {
     case QKV:
-        return (Product){hidden, layer->qkv, layer->qkv_bias, p->scale, p->qkv, m->hidden, rows,
-                         p->qkv_stride, p->hidden_stride, p->qkv_stride, STORE};
+        made.a = p->normed, made.a_stride = p->hidden_stride, made.depth = m->hidden;
+        made.packed = layer->qkv, made.bias = layer->qkv_bias, made.columns = p->qkv_stride;
+        made.out = p->qkv, made.out_stride = p->qkv_stride, made.then = STORE;
+        return made;
     case OUT:
-        return (Product){p->mixed, layer->o, layer->o_bias, NULL, hidden, m->heads * m->head_dim, rows,
-                         p->hidden_stride, p->mixed_stride, p->hidden_stride, ADD};
+        made.a = p->mixed, made.a_stride = p->mixed_stride, made.depth = p->mixed_stride;
+        made.packed = layer->o, made.bias = layer->o_bias, made.columns = p->hidden_stride;
+        break;
     case GATE_UP:
-        return (Product){hidden, layer->gate_up, NULL, p->scale, p->inner, m->hidden, rows,
-                         2 * p->inner_stride, p->hidden_stride, p->inner_stride, GATE};
+        made.a = p->normed, made.a_stride = p->hidden_stride, made.depth = m->hidden;
+        made.packed = layer->gate_up, made.columns = 2 * p->inner_stride;
+        made.out = p->inner, made.out_stride = p->inner_stride, made.then = GATE;
+        return made;
     default:
-        return (Product){p->inner, layer->down, NULL, NULL, hidden, p->inner_stride, rows,
-                         p->hidden_stride, p->inner_stride, p->hidden_stride, ADD};
+        made.a = p->inner, made.a_stride = p->inner_stride, made.depth = p->inner_stride;
+        made.packed = layer->down, made.columns = p->hidden_stride;
     }
+    made.out = hidden_of(p, phase), made.out_stride = p->hidden_stride, made.then = ADD;
+    return made;
 }
 
 static float inverse_rms(const float *x, int n, float epsilon) { return 1.0f / sqrtf(dot(x, x, n) / n + epsilon); }
+
+static void norm(const Model *m, const float *row, const float *gain, float *out) {
+    const float scale = inverse_rms(row, m->hidden, m->epsilon);
+    for (int i = 0; i < m->hidden; i++) out[i] = row[i] * scale * gain[i];
+}
 
 /* Rotary embedding, the halves of a head being the pairs (Hugging Face's layout), after Qwen3's norm. */
 static void rotate(const Pass *p, int token, float *head, const float *gain) {
@@ -82,17 +93,12 @@ static void rotate_and_keep(const Pass *p, int layer, int token) {
 
 static void embed(const Pass *p, int token) {
     const int hidden = p->model->hidden;
+    const ptrdiff_t from = (ptrdiff_t)p->reading->token[token] * hidden;
     float *row = p->hidden + (ptrdiff_t)token * p->hidden_stride;
-    memcpy(row, p->model->embedding + (ptrdiff_t)p->reading->token[token] * hidden, hidden * sizeof(float));
+    if (p->model->halves)
+        for (int i = 0; i < hidden; i++) row[i] = whole(((const uint16_t *)p->model->embedding)[from + i]);
+    else memcpy(row, (const float *)p->model->embedding + from, hidden * sizeof(float));
     memset(row + hidden, 0, (p->hidden_stride - hidden) * sizeof(float));
-}
-
-static void give(const Pass *p, int wanted) {
-    const int hidden = p->model->hidden;
-    const float *row = p->kept + (ptrdiff_t)wanted * p->hidden_stride;
-    const float scale = inverse_rms(row, hidden, p->model->epsilon);
-    float *out = p->reading->out + (ptrdiff_t)wanted * hidden;
-    for (int i = 0; i < hidden; i++) out[i] = row[i] * scale * p->model->norm[i];
 }
 
 /* Attention of one token and one key/value head. */
@@ -112,14 +118,21 @@ static void do_item(void *job, int phase, int item, int thread) {
     const int count = phase == last ? p->reading->wanted : rows_of(p, phase);
     const int begin = item * TOKENS, stop = begin + TOKENS < count ? begin + TOKENS : count;
     if (phase == 0 || phase == last) {
-        for (int i = begin; i < stop; i++) phase ? give(p, i) : embed(p, i);
+        for (int i = begin; i < stop; i++)
+            if (phase == 0) embed(p, i);
+            else
+                norm(p->model, p->kept + (ptrdiff_t)i * p->hidden_stride, p->model->norm,
+                     p->reading->out + (ptrdiff_t)i * p->model->hidden);
         return;
     }
     const int layer = (phase - 1) / PHASES, kind = (phase - 1) % PHASES;
-    if (kind == SCALE || kind == SCALE_AGAIN) {
-        const float *hidden = hidden_of(p, phase);
-        for (int i = begin; i < stop; i++)
-            p->scale[i] = inverse_rms(hidden + (ptrdiff_t)i * p->hidden_stride, p->model->hidden, p->model->epsilon);
+    if (kind == NORM || kind == NORM_AGAIN) {
+        const Layer *weights = layer_of(p, phase);
+        const float *hidden = hidden_of(p, phase), *gain = kind == NORM ? weights->input_norm : weights->mlp_norm;
+        for (int i = begin; i < stop; i++) {
+            const ptrdiff_t row = (ptrdiff_t)i * p->hidden_stride;
+            norm(p->model, hidden + row, gain, p->normed + row);
+        }
     } else if (kind == ROTATE) {
         for (int i = begin; i < stop; i++) rotate_and_keep(p, layer, i);
     } else if (kind == TURN) {
@@ -139,8 +152,8 @@ static int items_of(const Pass *p, int phase) {
     if (phase == 0 || phase == last) return (rows + TOKENS - 1) / TOKENS;
     const int kind = (phase - 1) % PHASES;
     switch (kind) {
-    case SCALE:
-    case SCALE_AGAIN:
+    case NORM:
+    case NORM_AGAIN:
     case ROTATE: return (rows + TOKENS - 1) / TOKENS;
     case TURN: return p->attention.runs * p->model->kv_heads;
     case ATTEND: return rows * p->model->kv_heads;
@@ -161,32 +174,37 @@ int espalier_read(const Model *m, const Reading *r, Pool *pool) {
     p.inner_stride = PADDED(m->inner, LANES);
     p.hidden = floats(tokens * p.hidden_stride), p.kept = floats((size_t)r->wanted * p.hidden_stride), p.qkv = floats(tokens * p.qkv_stride);
     p.mixed = floats(tokens * p.mixed_stride), p.inner = floats(tokens * p.inner_stride);
-    p.scale = floats(tokens);
+    p.normed = floats(tokens * p.hidden_stride);
     p.attention = (Attention){.model = m, .reading = r, .qkv = p.qkv, .mixed = p.mixed,
                               .qkv_stride = p.qkv_stride, .mixed_stride = p.mixed_stride};
     const int phases = 2 + m->layers * PHASES;
     int *items = malloc(phases * sizeof *items);
     const int whole = prepare(&p.attention, espalier_threads(pool)) && p.hidden && p.kept && p.qkv && p.mixed &&
-                      p.inner && p.scale && items;
+                      p.inner && p.normed && items;
     if (whole) {
         for (int phase = 0; phase < phases; phase++) items[phase] = items_of(&p, phase);
         run_phases(pool, do_item, &p, phases, items);
     }
     release(&p.attention);
-    free(p.hidden), free(p.kept), free(p.qkv), free(p.mixed), free(p.inner), free(p.scale), free(items);
+    free(p.hidden), free(p.kept), free(p.qkv), free(p.mixed), free(p.inner), free(p.normed), free(items);
     return !whole;
 }
 
-/* Packs a weight (rows, depth), scaled by `gain` (depth) if there is one, into panels of PANEL rows:
-   (panel, k, row). Rows and depth are padded with zeros. */
-void espalier_pack(const float *weight, const float *gain, int rows, int depth, int padded_depth, float *packed) {
+/* Packs a weight (rows, depth) into panels of PANEL rows: (panel, k, row). With `halves` a word is row i's
+   bfloat16 and above it that of row i + LANES; no weight may lose by it. Rows and depth are padded with zeros. */
+void espalier_pack(const float *weight, int rows, int depth, int padded_depth, int halves, void *packed) {
     for (int64_t panel = 0; panel < PADDED(rows, PANEL) / PANEL; panel++)
         for (int k = 0; k < padded_depth; k++)
             for (int i = 0; i < PANEL; i++) {
-                const int64_t row = panel * PANEL + i;
-                const int inside = row < rows && k < depth;
-                packed[(panel * padded_depth + k) * PANEL + i] =
-                    inside ? weight[row * depth + k] * (gain ? gain[k] : 1.0f) : 0.0f;
+                const int64_t row = panel * PANEL + i, at = panel * padded_depth + k;
+                const float value = row < rows && k < depth ? weight[row * depth + k] : 0.0f;
+                if (halves) {
+                    uint16_t words[2];
+                    memcpy(words, &value, sizeof words);
+                    ((uint16_t *)packed)[at * PANEL + i % LANES * 2 + i / LANES] = words[1];
+                } else {
+                    ((float *)packed)[at * PANEL + i] = value;
+                }
             }
 }
 

@@ -22,19 +22,25 @@
 #define PHASES 9 /* of a layer */
 #define PADDED(n, to) (((n) + (to) - 1) / (to) * (to))
 
-/* One decoder layer. Matrices are packed (`espalier_pack`), with the gain of the norm before them. */
+/* One decoder layer. Matrices are packed (`espalier_pack`). */
 typedef struct {
-    const float *qkv, *qkv_bias; /* H -> (N + 2 K) D; the bias padded to whole panels, or null */
-    const float *qk_norm;        /* ((N + K) D) gains of Qwen3's norms, or null */
-    const float *o, *o_bias;     /* N D -> H */
-    const float *gate_up;        /* H -> 2 F: in each panel LANES gates, then their ups */
-    const float *down;           /* F, padded to LANES, -> H */
+    const float *input_norm;  /* (H) gains */
+    const void *qkv;          /* H -> (N + 2 K) D */
+    const float *qkv_bias;    /* padded to whole panels, or null */
+    const float *qk_norm;     /* ((N + K) D) gains of Qwen3's norms, or null */
+    const void *o;            /* N D -> H */
+    const float *o_bias;      /* as qkv_bias */
+    const float *mlp_norm;    /* (H) gains */
+    const void *gate_up;      /* H -> 2 F: in each panel LANES gates, then their ups */
+    const void *down;         /* F, padded to LANES, -> H */
 } Layer;
 
+/* `halves`: all matrices are bfloat16, whose products are float32 all the same. */
 typedef struct {
-    int32_t hidden, heads, kv_heads, head_dim, inner, layers;
+    int32_t hidden, heads, kv_heads, head_dim, inner, layers, halves;
     float epsilon;
-    const float *embedding, *norm; /* (V, H); (H) */
+    const void *embedding; /* (V, H) */
+    const float *norm;     /* (H) */
     const Layer *layer;
 } Model;
 
@@ -53,10 +59,11 @@ typedef struct {
 
 /* Nodes whose children are to be scored. */
 typedef struct {
-    int32_t nodes, hidden;
+    int32_t nodes, hidden, halves;
     const int32_t *node, *edge_offsets;  /* (S); (S + 1) where each node's children stand among E */
     const int32_t *child_offsets, *label_offsets, *label_tokens; /* the trie's */
-    const float *head, *states;          /* (V, H); (S, H) */
+    const void *head;                    /* (V, H), bfloat16 if `halves` */
+    const float *states;                 /* (S, H) */
     const double *score;                 /* (S) log-probability of each node */
     int32_t *children;                   /* (E) out */
     double *scores;                      /* (E) out */

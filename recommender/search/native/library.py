@@ -23,7 +23,8 @@ class Layer(ctypes.Structure):
     """`Layer` of kernels.h."""
 
     _fields_ = [
-        (name, _POINTER) for name in ("qkv", "qkv_bias", "qk_norm", "o", "o_bias", "gate_up", "down")
+        *((name, _POINTER) for name in ("input_norm", "qkv", "qkv_bias", "qk_norm", "o", "o_bias")),
+        *((name, _POINTER) for name in ("mlp_norm", "gate_up", "down")),
     ]
 
 
@@ -31,7 +32,10 @@ class Model(ctypes.Structure):
     """`Model` of kernels.h."""
 
     _fields_ = [
-        *((name, _INT) for name in ("hidden", "heads", "kv_heads", "head_dim", "inner", "layers")),
+        *(
+            (name, _INT)
+            for name in ("hidden", "heads", "kv_heads", "head_dim", "inner", "layers", "halves")
+        ),
         ("epsilon", ctypes.c_float),
         ("embedding", _POINTER),
         ("norm", _POINTER),
@@ -60,8 +64,7 @@ class Scoring(ctypes.Structure):
     """`Scoring` of kernels.h."""
 
     _fields_ = [
-        ("nodes", _INT),
-        ("hidden", _INT),
+        *((name, _INT) for name in ("nodes", "hidden", "halves")),
         *((name, _POINTER) for name in ("node", "edge_offsets", "child_offsets", "label_offsets")),
         *((name, _POINTER) for name in ("label_tokens", "head", "states", "score", "children", "scores")),
     ]
@@ -88,7 +91,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.espalier_lanes.restype = ctypes.c_int
     library.espalier_pool.argtypes, library.espalier_pool.restype = [ctypes.c_int] * 2, _POINTER
     library.espalier_close_pool.argtypes, library.espalier_close_pool.restype = [_POINTER], None
-    library.espalier_pack.argtypes = [_POINTER, _POINTER, *[ctypes.c_int] * 3, _POINTER]
+    library.espalier_pack.argtypes = [_POINTER, *[ctypes.c_int] * 4, _POINTER]
     library.espalier_pack.restype = None
     library.espalier_read.argtypes = [ctypes.POINTER(Model), ctypes.POINTER(Reading), _POINTER]
     library.espalier_read.restype = ctypes.c_int

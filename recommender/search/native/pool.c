@@ -2,6 +2,7 @@
 
    Nobody waits for a thread, only for items: a phase is over when its last item is done, whoever did it.
    So a thread that the system has put aside, or that is still asleep, costs nothing but its help. */
+#define _GNU_SOURCE /* for affinities */
 #include "kernels.h"
 
 #include <pthread.h>
@@ -77,6 +78,26 @@ static void free_pool(Pool *pool) {
     free(pool->threads), free(pool->items), free(pool->next), free(pool->done), free(pool);
 }
 
+/* Ties each worker to a processor of its own where there is one for every thread. Left alone, a waking worker
+   may be put beside its caller, and stay there for longer than the search takes. */
+static void spread(Pool *pool) {
+#ifdef __linux__
+    cpu_set_t allowed, one;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) || CPU_COUNT(&allowed) != pool->workers + 1) return;
+    int processor = 0;
+    while (!CPU_ISSET(processor, &allowed)) processor++; /* the caller's, if it likes */
+    for (int i = 0; i < pool->workers; i++) {
+        do processor++;
+        while (!CPU_ISSET(processor, &allowed));
+        CPU_ZERO(&one);
+        CPU_SET(processor, &one);
+        pthread_setaffinity_np(pool->threads[i], sizeof one, &one);
+    }
+#else
+    (void)pool;
+#endif
+}
+
 Pool *espalier_pool(int threads, int layers) {
     Pool *pool = calloc(1, sizeof *pool);
     const size_t phases = 2 + (size_t)layers * PHASES;
@@ -90,6 +111,7 @@ Pool *espalier_pool(int threads, int layers) {
         if (pthread_create(&pool->threads[i], NULL, work_until_the_end, pool)) break;
         pool->workers++; /* with fewer than asked for it is slower, no more */
     }
+    spread(pool);
     return pool;
 }
 

@@ -12,9 +12,13 @@
 
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2)));
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE Vector load(const float *at) { return *(const Vector *)at; }
+INLINE Vector load_halves(const uint16_t *at) {
+    return (Vector)(__builtin_convertvector(*(const Halves *)at, Integers) << 16);
+}
 INLINE void store(float *at, Vector value) { *(Vector *)at = value; }
 INLINE Vector all(float value) { return value - (Vector){0}; }
 
@@ -30,18 +34,30 @@ INLINE float sum_of(Vector v) {
     return folded[0];
 }
 
-INLINE float dot(const float *a, const float *b, int n) {
+INLINE float whole(uint16_t half) {
+    const uint32_t bits = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* `a` is bfloat16 if `halves`, a constant once inlined. */
+INLINE float mixed_dot(const int halves, const void *a, const float *b, int n) {
+    const float *floats = a;
+    const uint16_t *shorts = a;
     Vector even = {0}, odd = {0};
     int i = 0;
     for (; i + 2 * LANES <= n; i += 2 * LANES) {
-        even += load(a + i) * load(b + i);
-        odd += load(a + i + LANES) * load(b + i + LANES);
+        even += (halves ? load_halves(shorts + i) : load(floats + i)) * load(b + i);
+        odd += (halves ? load_halves(shorts + i + LANES) : load(floats + i + LANES)) * load(b + i + LANES);
     }
-    for (; i + LANES <= n; i += LANES) even += load(a + i) * load(b + i);
+    for (; i + LANES <= n; i += LANES) even += (halves ? load_halves(shorts + i) : load(floats + i)) * load(b + i);
     float sum = sum_of(even + odd);
-    for (; i < n; i++) sum += a[i] * b[i];
+    for (; i < n; i++) sum += (halves ? whole(shorts[i]) : floats[i]) * b[i];
     return sum;
 }
+
+INLINE float dot(const float *a, const float *b, int n) { return mixed_dot(0, a, b, n); }
 
 /* e^x by 2^n · e^r, |r| <= ln 2 / 2, with r's polynomial of Cephes' expf: relative error below 2e-7. */
 INLINE Vector exp_of(Vector x) {
@@ -64,19 +80,35 @@ INLINE Vector exp_of(Vector x) {
 typedef enum { STORE, ADD, GATE } Then;
 
 typedef struct {
-    const float *a, *packed, *bias, *scale; /* scale: of each row of a; bias: null for none */
+    const float *a;
+    const void *packed;
+    const float *bias; /* or null */
     float *out;
-    int depth, rows, columns; /* columns: those of the packed weight, whole panels */
+    int halves, depth, rows, columns; /* columns: those of the packed weight, whole panels */
     ptrdiff_t a_stride, out_stride;
     Then then;
 } Product;
 
-/* One panel's sums for `rows` <= TILE_ROWS rows, a constant once inlined, and what becomes of them. */
-INLINE void tile(const int rows, const Product *p, int row, int panel) {
+/* The two vectors of a panel at one k. Of bfloat16 a word holds one of each, the right one above. */
+INLINE void weights(const int halves, const void *packed, ptrdiff_t at, Vector *left, Vector *right) {
+    if (halves) {
+        const Integers words = *(const Integers *)((const int32_t *)packed + at * LANES);
+        *left = (Vector)(words << 16), *right = (Vector)(words & ~0xffff);
+    } else {
+        const float *both = (const float *)packed + at * PANEL;
+        *left = load(both), *right = load(both + LANES);
+    }
+}
+
+/* One panel's sums for `rows` <= TILE_ROWS rows, and what becomes of them. Both numbers before the product
+   are constants once inlined. */
+INLINE void tile(const int rows, const int halves, const Product *p, int row, int panel) {
     Vector left[TILE_ROWS] = {{0}}, right[TILE_ROWS] = {{0}};
-    const float *a = p->a + row * p->a_stride, *b = p->packed + (ptrdiff_t)panel * PANEL * p->depth;
-    for (int k = 0; k < p->depth; k++, b += PANEL) {
-        const Vector b0 = load(b), b1 = load(b + LANES);
+    const float *a = p->a + row * p->a_stride;
+    const ptrdiff_t first = (ptrdiff_t)panel * p->depth;
+    for (int k = 0; k < p->depth; k++) {
+        Vector b0, b1;
+        weights(halves, p->packed, first + k, &b0, &b1);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
             const float x = a[r * p->a_stride + k];
@@ -87,17 +119,14 @@ INLINE void tile(const int rows, const Product *p, int row, int panel) {
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++) {
         float *out = p->out + (row + r) * p->out_stride;
-        const float scale = p->scale ? p->scale[row + r] : 1.0f;
         if (p->then == GATE) {
-            const Vector gate = left[r] * scale;
-            store(out + panel * LANES, gate / (1.0f + exp_of(-gate)) * (right[r] * scale));
+            store(out + panel * LANES, left[r] / (1.0f + exp_of(-left[r])) * right[r]);
             continue;
         }
         out += panel * PANEL;
-        Vector first = left[r] * scale, second = right[r] * scale;
-        if (p->bias) first += load(p->bias + panel * PANEL), second += load(p->bias + panel * PANEL + LANES);
-        if (p->then == ADD) first += load(out), second += load(out + LANES);
-        store(out, first), store(out + LANES, second);
+        if (p->bias) left[r] += load(p->bias + panel * PANEL), right[r] += load(p->bias + panel * PANEL + LANES);
+        if (p->then == ADD) left[r] += load(out), right[r] += load(out + LANES);
+        store(out, left[r]), store(out + LANES, right[r]);
     }
 }
 
@@ -115,7 +144,11 @@ INLINE void product_item(const Product *p, int item) {
     for (int tiles = (stop - row + TILE_ROWS - 1) / TILE_ROWS; tiles; tiles--) {
         const int rows = (stop - row + tiles - 1) / tiles;
         switch (rows) {
-#define CASE(n) case n: tile(n, p, row, panel); break;
+#define CASE(n) \
+    case n: \
+        if (p->halves) tile(n, 1, p, row, panel); \
+        else tile(n, 0, p, row, panel); \
+        break;
         CASE(1) CASE(2) CASE(3)
         CASE(4) CASE(5) CASE(6)
 #if TILE_ROWS > 6

@@ -22,7 +22,9 @@ static void score(const Scoring *s, int begin, int stop) {
         const int32_t child = s->child_offsets[s->node[at]] + 1 + edge - s->edge_offsets[at];
         const int64_t token = s->label_tokens[s->label_offsets[child]];
         s->children[edge] = child;
-        s->scores[edge] = dot(s->head + token * s->hidden, s->states + (int64_t)at * s->hidden, s->hidden);
+        const float *state = s->states + (int64_t)at * s->hidden;
+        s->scores[edge] = s->halves ? mixed_dot(1, (const uint16_t *)s->head + token * s->hidden, state, s->hidden)
+                                    : mixed_dot(0, (const float *)s->head + token * s->hidden, state, s->hidden);
     }
 }
 

@@ -3,13 +3,15 @@
 A pass over a small model is a hundred small operations; called one by one from Python they take twice the
 time of their products. The kernels do a pass in one call, on as many threads as torch has, and a token's
 hidden state does not depend, to the last bit, on what is read beside it.
+
+A pass reads every weight, and few tokens are little work for so many bytes. So weights that are bfloat16
+anyhow stand in memory as such; all arithmetic is float32.
 """
 
 from __future__ import annotations
 
 import ctypes
 import weakref
-from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +41,7 @@ def fastest(model: LeanTransformer) -> Transformer:
 
 
 class NativeTransformer:
-    """See the module. Of the given model it keeps embedding and head. Not thread-safe."""
+    """See the module. Not thread-safe."""
 
     def __init__(self, model: LeanTransformer, kernels: ctypes.CDLL) -> None:
         """Packs the weights; `kernels`: what `library.load` gave.
@@ -52,10 +54,13 @@ class NativeTransformer:
         self.dtype = model.dtype
         self._kernels = kernels
         self._lanes: int = kernels.espalier_lanes()
-        self._head_VH = model.head_VH
         self._frequencies = arch.inverse_frequencies()
         self._cosines = self._sines = torch.empty(0, arch.head_dim // 2)
-        self._held: list[Tensor] = [model.embedding_VH, model.head_VH, model.norm_H]
+        self._held: list[Tensor] = []
+        self._halves = all(map(_fits_bfloat16, model.matrices))
+        embedding = self._kept(self._narrow(model.embedding_VH))
+        tied = model.head_VH is model.embedding_VH
+        self._head = embedding if tied else self._kept(self._narrow(model.head_VH))
         layers = (library.Layer * arch.num_hidden_layers)(*map(self._layer, model.layers))
         self._model = library.Model(
             hidden=arch.hidden_size,
@@ -64,9 +69,10 @@ class NativeTransformer:
             head_dim=arch.head_dim,
             inner=arch.intermediate_size,
             layers=arch.num_hidden_layers,
+            halves=self._halves,
             epsilon=arch.rms_norm_eps,
-            embedding=model.embedding_VH.data_ptr(),
-            norm=model.norm_H.data_ptr(),
+            embedding=embedding,
+            norm=self._kept(model.norm_H),
             layer=layers,
         )
         self._pool = kernels.espalier_pool(torch.get_num_threads(), arch.num_hidden_layers)
@@ -119,12 +125,13 @@ class NativeTransformer:
         asked = library.Scoring(
             len(nodes_S),
             self.architecture.hidden_size,
+            self._halves,
             nodes_S.ctypes.data,
             offsets.ctypes.data,
             trie.child_offsets.ctypes.data,
             trie.label_offsets.ctypes.data,
             trie.label_tokens.ctypes.data,
-            self._head_VH.data_ptr(),
+            self._head,
             hidden_SH.ctypes.data,
             scores_S.ctypes.data,
             nodes_E.ctypes.data,
@@ -147,23 +154,27 @@ class NativeTransformer:
         padded_2FH = F.pad(halves_2FH, (0, 0, 0, padded - inner))
         turns = padded_2FH.view(2, padded // self._lanes, self._lanes, -1).transpose(0, 1).flatten(0, 2)
         return library.Layer(
-            qkv=self._packed(layer.qkv_weight, layer.input_norm_H),
+            input_norm=self._kept(layer.input_norm_H),
+            qkv=self._packed(layer.qkv_weight),
             qkv_bias=self._padded(layer.qkv_bias),
             qk_norm=self._kept(layer.qk_norm_XD),
             o=self._packed(layer.o_weight),
             o_bias=self._padded(layer.o_bias),
-            gate_up=self._packed(turns, layer.mlp_norm_H),
+            mlp_norm=self._kept(layer.mlp_norm_H),
+            gate_up=self._packed(turns),
             down=self._packed(layer.down_weight, depth=padded),
         )
 
-    def _packed(self, weight: Tensor, gain: Tensor | None = None, depth: int | None = None) -> int:
+    def _packed(self, weight: Tensor, depth: int | None = None) -> int:
         rows, own = weight.shape
         depth = depth or own
-        packed = torch.empty(-(-rows // (2 * self._lanes)) * 2 * self._lanes * depth)
+        packed = self._narrow(torch.empty(-(-rows // (2 * self._lanes)) * 2 * self._lanes * depth))
         weight = weight.contiguous()
-        gains: Any = None if gain is None else gain.data_ptr()
-        self._kernels.espalier_pack(weight.data_ptr(), gains, rows, own, depth, packed.data_ptr())
+        self._kernels.espalier_pack(weight.data_ptr(), rows, own, depth, self._halves, packed.data_ptr())
         return self._kept(packed) or 0
+
+    def _narrow(self, weight: Tensor) -> Tensor:
+        return weight.bfloat16() if self._halves else weight
 
     def _padded(self, bias: Tensor | None) -> int | None:
         return None if bias is None else self._kept(F.pad(bias, (0, -len(bias) % (2 * self._lanes))))
@@ -175,3 +186,8 @@ class NativeTransformer:
         tensor = tensor.contiguous()
         self._held.append(tensor)
         return tensor.data_ptr()
+
+
+def _fits_bfloat16(weight: Tensor) -> bool:
+    """Whether every weight is a bfloat16, so that half its bytes say all."""
+    return bool((weight.bfloat16().float() == weight).all())

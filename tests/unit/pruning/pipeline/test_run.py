@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_run import RECIPE, TITLES, Silent, recipe, teacher_config, write_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -131,6 +132,7 @@ repair = { ridge = 0.01 }
 name = "heads"
 importance = "activation"
 keep = { heads = 0.5 }
+rounding = "bfloat16"
 training = { epochs = 1, learning_rate = 3e-3, tokens_per_batch = 1024 }
 """
 
@@ -154,7 +156,14 @@ def test_a_stage_without_training_is_cut_and_no_more(folder: Path, tmp_path: Pat
     assert page.count("layer removed (depth)") == 1
     assert len(re.findall(r"layer \d, head \d: ", page)) == 12
     assert len(re.findall(r"layer \d, head \d: [^<]*, score ", page)) == 8
-    export(tmp_path / "run", tmp_path / "artifact").verify()
+    artifact = export(tmp_path / "run", tmp_path / "artifact")
+    artifact.verify()
+    # Rounded before it was measured, so what is exported is what was.
+    stored = load_file(artifact.path / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    assert report.stages[2].bytes < 2.1 * report.stages[2].shape.total_parameters + 4096
+    judged = evaluate(artifact.path, folder / "dataset", "test", Silent())
+    assert judged.model == report.test.student
 
 
 @pytest.mark.parametrize(("among", "warned"), [("catalogue", 1), ("vocabulary", 0)])

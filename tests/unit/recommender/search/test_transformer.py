@@ -9,6 +9,7 @@ from recommender.search.native import library
 from recommender.search.native.transformer import NativeTransformer, fastest
 from recommender.search.reading import Reading, Transformer, prompts_reading
 from recommender.search.transformer import LeanTransformer
+from recommender.trie import TitleTrie
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -133,6 +134,30 @@ def test_the_kernels_give_a_token_the_same_bits_whatever_is_read_beside_it(
     for _ in range(20):
         order = draw.permutation(len(prompts))
         np.testing.assert_array_equal(states([prompts[place] for place in order]), alone[order])
+
+
+@pytest.mark.parametrize("level", library.levels())
+def test_weights_that_are_bfloat16_take_half_the_room_and_give_the_same_bits(
+    model: Any, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounded = {name: value.bfloat16() for name, value in model.reference.state_dict().items()}
+    lean = LeanTransformer(model.lean.architecture, rounded, torch.float32)
+    trie = TitleTrie.build([[1, 2, 9], [1, 3, 9], [4, 5, 9], [30, 9]], [4, 3, 2, 1])
+    found, held = [], []
+    for halves in (True, False):
+        native = NativeTransformer(lean, library.load(level))
+        cache = native.new_cache()
+        cache.reserve(len(PROMPTS), 64)
+        states = native.read(prompts_reading(PROMPTS, 0), cache)
+        scores = native.score(states[:1], trie, np.zeros(1, np.int32), np.zeros(1)).scores_E
+        assert len(scores) == 3
+        found.append((states, scores))
+        held.append(native.nbytes)
+        if halves:
+            monkeypatch.setattr("recommender.search.native.transformer._fits_bfloat16", lambda _: False)
+    for half, full in zip(*found, strict=True):
+        np.testing.assert_array_equal(half, full)
+    assert held[0] < 0.6 * held[1]
 
 
 def test_bfloat16_stays_near_float32(make_model: Any) -> None:
