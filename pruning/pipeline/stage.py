@@ -196,7 +196,7 @@ def _round(student: CausalModel, dtype: torch.dtype) -> None:
 
 def _keep_student(bench: Bench, student: CausalModel, dtype: torch.dtype, folder: Path) -> None:
     if not folder.exists():
-        kept = copy.deepcopy(student).to(dtype=dtype)
+        kept = copy.deepcopy(student).to(dtype=dtype)  # type: ignore[call-arg]
         with new_directory(folder) as unfinished:
             save_checkpoint(unfinished, kept, bench.teacher.tokenizer, bench.teacher.template)
 
