@@ -42,7 +42,7 @@ from benchmarks.serving import (
 from recommender.artifact import Artifact
 from recommender.dataset import Dataset
 
-SHARES = tuple(percent / 100 for percent in range(10, 120, 10))
+SHARES = tuple(percent / 100 for percent in range(10, 140, 10))
 PARTS = ("history", "prompt", "queue", "prefill", "decode", "rest")
 _GOAL_SHARE, _GOAL_SPREAD, _GOAL_AROUND_MS = 0.7, 5.0, 1.0
 # Of what a step offers, so much must be answered within its time; the rest is on its way when it ends.
