@@ -35,7 +35,7 @@ def together(requests: Sequence[Sequence[Step]]) -> list[Step]:
 def floors(artifact: Artifact, ranker: Ranker, prompts: Sequence[Prompt]) -> tuple[Record, Record]:
     """The floors, and which share of native's times at concurrency 1 they make up: 1 is a floor."""
     model = artifact.load_transformer()
-    machine = measure_machine(model.nbytes)
+    machine = measure_machine(ranker.search.model.nbytes)
     of_requests = [needed_steps(ranker, prompt, K) for prompt in prompts]
 
     def both(part: str, steps: Sequence[Step]) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 Two of them, for reading a prompt and for a whole request. *GEMM*: the matrix products of just the needed
 tokens, in their own shapes, back to back, with nothing between. *Roofline*: their operations at the
-machine's peak, or their bytes at its bandwidth, whichever takes longer.
+machine's peak, or their bytes at its bandwidth, whichever takes longer; weights that bfloat16 can hold
+count as such.
 
 Needed are the prompt's tokens and those of the inner nodes whose score exceeds the k-th title's: a node's
 score bounds all below it, so no search can leave one of these unread. They are read level by level, since
@@ -88,15 +89,15 @@ def gemm_seconds(model: LeanTransformer, steps: Sequence[Step], repeats: int = 5
 
 def roofline_seconds(model: LeanTransformer, steps: Sequence[Step], machine: Machine) -> float:
     """Seconds that operations or bytes take, for each step whichever is more."""
-    total = 0.0
+    total, each = 0.0, _FLOAT32 // 2 if model.fits_bfloat16 else _FLOAT32
     for step in steps:
         operations = data = 0.0
         for weight, of_tokens in _weights(model, step):
             operations += 2.0 * of_tokens * weight.numel()
-            data += _FLOAT32 * weight.numel()
+            data += each * weight.numel()
         hidden = model.architecture.hidden_size
         operations += 2.0 * step.children * hidden
-        data += _FLOAT32 * step.children * hidden
+        data += each * step.children * hidden
         total += max(operations / machine.operations_per_s, data / machine.bytes_per_s)
     return total
 

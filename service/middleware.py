@@ -171,6 +171,7 @@ class BodyGuard:
         complete = gone = False
         answering = asyncio.current_task()
         assert answering is not None
+        cancelled_before = answering.cancelling()
 
         async def replay() -> Message:
             if unread:
@@ -182,9 +183,9 @@ class BodyGuard:
             complete = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
-        def stop(_: object) -> None:
+        def stop(watch: asyncio.Task[Message]) -> None:
             nonlocal gone
-            if not complete:
+            if not (watch.cancelled() or complete):
                 gone = True
                 answering.cancel()
 
@@ -192,13 +193,17 @@ class BodyGuard:
         left.add_done_callback(stop)
         try:
             await self.app(scope, replay, watched_send)
-        except asyncio.CancelledError:
-            if gone and not answering.uncancel():
-                raise ClientLeftError from None
+        except BaseException as error:
+            if gone and answering.uncancel() <= cancelled_before:  # nobody but us has ended it
+                raise ClientLeftError from error
             raise
+        else:
+            if gone and answering.uncancel() <= cancelled_before:
+                raise ClientLeftError
         finally:
             complete = True
             left.cancel()
+            await asyncio.gather(left, return_exceptions=True)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         declared = _header(scope, b"content-length")

@@ -1,9 +1,10 @@
 """What every method is allowed: the teacher's training, the final shapes, and equal training tokens.
 
 A control differs from `espalier` in one thing and has all else in common: objective, histories, batches,
-schedule, validation. `paper` and `depth-only` differ in how and in what they cut. The teacher is trained at
-the trie's decisions, so what it says of tokens that cannot follow means nothing, and `paper`, too, is
-restored among those that can. Its scores still read the whole vocabulary, for which such a teacher is none.
+schedule, validation; the final weights of all are rounded alike. `paper` and `depth-only` differ in how and
+in what they cut. The teacher is trained at the trie's decisions, so what it says of tokens that cannot
+follow means nothing, and `paper`, too, is restored among those that can. Its scores still read the whole
+vocabulary, for which such a teacher is none.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ def recipe_of(method: Method) -> Recipe:
     }
     if method not in recipes:
         raise ValueError(f"{method} has no recipe; choose one of {', '.join(recipes)}")
-    return recipes[method]().model_copy(update={"name": method})
+    recipe = recipes[method]()
+    last = recipe.stages[-1].model_copy(update={"rounding": ours.stages[-1].rounding})
+    return recipe.model_copy(update={"name": method, "stages": (*recipe.stages[:-1], last)})
 
 
 def target_of(method: Method, size: Size, shapes: Shapes) -> Target:

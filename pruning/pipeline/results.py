@@ -47,7 +47,7 @@ class StageResult(_Record):
 
     @property
     def restored(self) -> bool:
-        """Whether anything was trained; else the figures after the restoration are those before it."""
+        """Whether anything was trained; else the figures after it differ by a rounding at most."""
         return self.restoration_steps > 0
 
 

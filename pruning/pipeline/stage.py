@@ -139,7 +139,9 @@ def plan_stages(recipe: Recipe, shapes: Sequence[Shape], first: str) -> list[Pla
     before = first
     more = [] if recipe.augmentation is None else [recipe.augmentation.model_dump()]
     for number, (stage, shape) in enumerate(zip(recipe.stages, shapes, strict=True), start=1):
-        key = digest(before, recipe.calibration.model_dump(), *more, stage.model_dump(), shape.model_dump())
+        # What a recipe leaves out must not move the keys of runs from before there was a word for it.
+        asked = stage.model_dump(exclude=None if stage.rounding else {"rounding"})
+        key = digest(before, recipe.calibration.model_dump(), *more, asked, shape.model_dump())
         planned.append(PlannedStage(number, stage, recipe.calibration, shape, before, key))
         before = key
     return planned
@@ -196,9 +198,9 @@ def _round(student: CausalModel, dtype: torch.dtype) -> None:
 
 def _keep_student(bench: Bench, student: CausalModel, dtype: torch.dtype, folder: Path) -> None:
     if not folder.exists():
-        kept = copy.deepcopy(student).to(dtype=dtype)  # type: ignore[call-arg]
+        rounded = copy.deepcopy(student).to(dtype=dtype)  # type: ignore[call-arg]
         with new_directory(folder) as unfinished:
-            save_checkpoint(unfinished, kept, bench.teacher.tokenizer, bench.teacher.template)
+            save_checkpoint(unfinished, rounded, bench.teacher.tokenizer, bench.teacher.template)
 
 
 def _cut_student(bench: Bench, stage: Stage, before: CausalModel, cut: Cut) -> CausalModel:

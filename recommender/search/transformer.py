@@ -10,6 +10,7 @@ N query heads, K key/value heads, X = N + K, D head_dim, F intermediate, V vocab
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from recommender.search.architecture import Architecture
 from recommender.search.key_values import KeyValueCache
 from recommender.search.reading import Children, Float32Array, Float64Array, Reading, child_edges
 from recommender.trie import Int32Array, TitleTrie
+
+_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,16 @@ class LeanTransformer:
             for layer in self.layers
         ]
         return [self.embedding_VH, self.head_VH, *itertools.chain.from_iterable(of_layers)]
+
+    @functools.cached_property
+    def fits_bfloat16(self) -> bool:
+        """Whether every matrix is of bfloat16s, so that half its bytes say all."""
+        rows = (
+            matrix[first : first + _ROWS]  # their copies are small
+            for matrix in self.matrices
+            for first in range(0, len(matrix), _ROWS)
+        )
+        return all(torch.equal(some.bfloat16().to(some.dtype), some) for some in rows)
 
     def new_cache(self) -> KeyValueCache:
         return KeyValueCache(self.architecture, self.dtype)

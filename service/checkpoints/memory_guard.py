@@ -16,10 +16,13 @@ _GROWTH = 10
 
 
 def needed_bytes(artifact: Artifact) -> int:
-    """An upper estimate of what loading takes: the file's tensors and their float32 copy, and the rest."""
+    """An upper estimate of what loading takes: tensors as read, as float32 and as packed, and the rest."""
     files = artifact.manifest.files
     weights = files[WEIGHTS.as_posix()].size
-    return weights + _FLOAT32 * artifact.manifest.parameters.total + _GROWTH * (artifact.nbytes - weights)
+    whole = (
+        _FLOAT32 * artifact.manifest.parameters.total
+    )  # what is read and what is packed may be half of it
+    return max(weights, whole) + whole + _GROWTH * (artifact.nbytes - weights)
 
 
 def refuse_what_has_no_room(artifact: Artifact, overhead: int) -> None:

@@ -31,13 +31,15 @@ class _Direct(APIRoute):
     """Takes a body to its endpoint and the answer back, and no more.
 
     FastAPI describes the route; its own way there, with dependencies to solve and a second check of what
-    is valid already, took as long as all the rest of a request around its search.
+    is valid already, took as long as all the rest of a request around its search. So dependencies of this
+    route are only told of, not solved.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         async def handle(request: Request) -> Response:
             try:
-                body = RecommendRequest.model_validate(json.loads(await request.body()))
+                given = json.loads(await request.body())
+                body = RecommendRequest.model_validate(given, from_attributes=True)  # as FastAPI does
             except ValidationError as error:
                 return problems.response(invalid(_within_body(error), request_id(request)))
             except (ValueError, RecursionError):

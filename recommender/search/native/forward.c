@@ -1,7 +1,8 @@
 /* A pass over the model: nine phases a layer, and the norm of what is wanted.
 
-   Of the last layer most tokens owe the others only their keys and values. So after these it goes on with
-   the wanted rows alone, which then stand in `kept` one after the other. */
+   Of the last layer most tokens owe the others only their keys and values. So after these (and queries that
+   nobody asks, which would cost more to leave out) it goes on with the wanted rows alone, which then stand in
+   `kept` one after the other. */
 #include "attention.h"
 
 typedef struct {
@@ -125,18 +126,18 @@ static void do_item(void *job, int phase, int item, int thread) {
                      p->reading->out + (ptrdiff_t)i * p->model->hidden);
         return;
     }
-    const int layer = (phase - 1) / PHASES, kind = (phase - 1) % PHASES;
+    const int index = (phase - 1) / PHASES, kind = (phase - 1) % PHASES;
     if (kind == NORM || kind == NORM_AGAIN) {
-        const Layer *weights = layer_of(p, phase);
-        const float *hidden = hidden_of(p, phase), *gain = kind == NORM ? weights->input_norm : weights->mlp_norm;
+        const Layer *layer = layer_of(p, phase);
+        const float *hidden = hidden_of(p, phase), *gain = kind == NORM ? layer->input_norm : layer->mlp_norm;
         for (int i = begin; i < stop; i++) {
             const ptrdiff_t row = (ptrdiff_t)i * p->hidden_stride;
             norm(p->model, hidden + row, gain, p->normed + row);
         }
     } else if (kind == ROTATE) {
-        for (int i = begin; i < stop; i++) rotate_and_keep(p, layer, i);
+        for (int i = begin; i < stop; i++) rotate_and_keep(p, index, i);
     } else if (kind == TURN) {
-        turn_keys(&p->attention, layer, item);
+        turn_keys(&p->attention, index, item);
     } else if (kind == ATTEND) {
         attend_item(p, phase, item, thread);
     } else {
@@ -172,22 +173,22 @@ int espalier_read(const Model *m, const Reading *r, Pool *pool) {
     p.qkv_stride = PADDED((m->heads + 2 * m->kv_heads) * m->head_dim, PANEL);
     p.mixed_stride = m->heads * m->head_dim;
     p.inner_stride = PADDED(m->inner, LANES);
-    p.hidden = floats(tokens * p.hidden_stride), p.kept = floats((size_t)r->wanted * p.hidden_stride), p.qkv = floats(tokens * p.qkv_stride);
+    p.hidden = floats(tokens * p.hidden_stride), p.normed = floats(tokens * p.hidden_stride);
+    p.kept = floats((size_t)r->wanted * p.hidden_stride), p.qkv = floats(tokens * p.qkv_stride);
     p.mixed = floats(tokens * p.mixed_stride), p.inner = floats(tokens * p.inner_stride);
-    p.normed = floats(tokens * p.hidden_stride);
     p.attention = (Attention){.model = m, .reading = r, .qkv = p.qkv, .mixed = p.mixed,
                               .qkv_stride = p.qkv_stride, .mixed_stride = p.mixed_stride};
     const int phases = 2 + m->layers * PHASES;
     int *items = malloc(phases * sizeof *items);
-    const int whole = prepare(&p.attention, espalier_threads(pool)) && p.hidden && p.kept && p.qkv && p.mixed &&
+    const int enough = prepare(&p.attention, espalier_threads(pool)) && p.hidden && p.kept && p.qkv && p.mixed &&
                       p.inner && p.normed && items;
-    if (whole) {
+    if (enough) {
         for (int phase = 0; phase < phases; phase++) items[phase] = items_of(&p, phase);
         run_phases(pool, do_item, &p, phases, items);
     }
     release(&p.attention);
     free(p.hidden), free(p.kept), free(p.qkv), free(p.mixed), free(p.inner), free(p.normed), free(items);
-    return !whole;
+    return !enough;
 }
 
 /* Packs a weight (rows, depth) into panels of PANEL rows: (panel, k, row). With `halves` a word is row i's

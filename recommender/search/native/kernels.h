@@ -1,7 +1,7 @@
 /* What Python hands over (`library.py` declares the same structures for ctypes), and what the parts share.
 
    Shapes: T tokens, H hidden, D head_dim, N query heads, K key/value heads, F intermediate, W wanted rows,
-   S nodes, E their children, C columns of a slot. All floats are float32 and all matrices row by row. */
+   S nodes, E their children, C columns of a slot. Matrices that are not packed stand row by row. */
 #ifndef ESPALIER_KERNELS_H
 #define ESPALIER_KERNELS_H
 

@@ -52,9 +52,12 @@ INLINE float mixed_dot(const int halves, const void *a, const float *b, int n) {
         odd += (halves ? load_halves(shorts + i + LANES) : load(floats + i + LANES)) * load(b + i + LANES);
     }
     for (; i + LANES <= n; i += LANES) even += (halves ? load_halves(shorts + i) : load(floats + i)) * load(b + i);
-    float sum = sum_of(even + odd);
-    for (; i < n; i++) sum += (halves ? whole(shorts[i]) : floats[i]) * b[i];
-    return sum;
+    if (i < n) { /* a vector, too: left alone, a sum may be contracted in one of both kinds only */
+        float left[LANES] = {0}, right[LANES] = {0};
+        for (int at = 0; i + at < n; at++) left[at] = halves ? whole(shorts[i + at]) : floats[i + at], right[at] = b[i + at];
+        odd += load(left) * load(right);
+    }
+    return sum_of(even + odd);
 }
 
 INLINE float dot(const float *a, const float *b, int n) { return mixed_dot(0, a, b, n); }

@@ -57,7 +57,7 @@ class NativeTransformer:
         self._frequencies = arch.inverse_frequencies()
         self._cosines = self._sines = torch.empty(0, arch.head_dim // 2)
         self._held: list[Tensor] = []
-        self._halves = all(map(_fits_bfloat16, model.matrices))
+        self._halves = model.fits_bfloat16
         embedding = self._kept(self._narrow(model.embedding_VH))
         tied = model.head_VH is model.embedding_VH
         self._head = embedding if tied else self._kept(self._narrow(model.head_VH))
@@ -168,7 +168,10 @@ class NativeTransformer:
     def _packed(self, weight: Tensor, depth: int | None = None) -> int:
         rows, own = weight.shape
         depth = depth or own
-        packed = self._narrow(torch.empty(-(-rows // (2 * self._lanes)) * 2 * self._lanes * depth))
+        packed = torch.empty(
+            -(-rows // (2 * self._lanes)) * 2 * self._lanes * depth,
+            dtype=torch.bfloat16 if self._halves else torch.float32,
+        )
         weight = weight.contiguous()
         self._kernels.espalier_pack(weight.data_ptr(), rows, own, depth, self._halves, packed.data_ptr())
         return self._kept(packed) or 0
@@ -186,8 +189,3 @@ class NativeTransformer:
         tensor = tensor.contiguous()
         self._held.append(tensor)
         return tensor.data_ptr()
-
-
-def _fits_bfloat16(weight: Tensor) -> bool:
-    """Whether every weight is a bfloat16, so that half its bytes say all."""
-    return bool((weight.bfloat16().float() == weight).all())

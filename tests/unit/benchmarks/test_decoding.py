@@ -20,7 +20,7 @@ from benchmarks.decoding_contenders import (
 )
 from benchmarks.decoding_floors import floors, together
 from benchmarks.decoding_report import best_vllm, illegal_share, overlap, page, picture, ratios
-from benchmarks.floors import Step
+from benchmarks.floors import Machine, Step, roofline_seconds
 from recommender.artifact import Artifact
 from recommender.ranker import Ranker
 
@@ -186,6 +186,19 @@ def test_floors_are_named_as_the_record_promises(artifact: Artifact, ranker: Ran
     assert set(shares) == set(PARTS)
     assert set(found["ms"]) == set(PARTS)
     assert all(value > 0 for at in found["requests_per_s"].values() for value in at.values())
+
+
+def test_a_roofline_counts_what_is_asked_for_and_the_bytes_that_weights_need(artifact: Artifact) -> None:
+    lean = artifact.load_transformer()
+    arch, hidden = lean.architecture, lean.architecture.hidden_size
+    key_values = 2 * arch.num_key_value_heads * arch.head_dim * hidden
+    layers = sum(matrix.numel() for matrix in lean.matrices[2:])
+    last = layers // arch.num_hidden_layers
+    arithmetic = roofline_seconds(lean, [Step(8, 1, 3)], Machine(1.0, 1e30))
+    assert arithmetic == 2 * (8 * (layers - last + key_values) + last - key_values + 3 * hidden)
+    assert roofline_seconds(lean, [Step(8, 1, 3)], Machine(1e30, 1.0)) == 4 * (layers + 3 * hidden)
+    lean.__dict__["fits_bfloat16"] = True
+    assert roofline_seconds(lean, [Step(8, 1, 3)], Machine(1e30, 1.0)) == 2 * (layers + 3 * hidden)
 
 
 def test_a_process_tells_its_peak() -> None:

@@ -129,13 +129,19 @@ async def test_our_errors_become_problems_and_others_tell_nothing(
     assert [record.__dict__["fields"] for record in logged] == [{"request_id": "r1"}]
 
 
-async def test_when_the_client_leaves_the_work_is_dropped(metrics: Metrics) -> None:
+@pytest.mark.parametrize("ending", ["cancelled", "converted", "swallowed"])
+async def test_when_the_client_leaves_the_work_is_dropped(metrics: Metrics, ending: str) -> None:
     began, dropped = asyncio.Event(), asyncio.Event()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         began.set()
         try:
             await asyncio.sleep(60)
+        except asyncio.CancelledError as error:
+            if ending == "converted":
+                raise RuntimeError("ended") from error
+            if ending == "cancelled":
+                raise
         finally:
             dropped.set()
 
@@ -154,6 +160,54 @@ async def test_when_the_client_leaves_the_work_is_dropped(metrics: Metrics) -> N
     await wrapped(slow, metrics)(scope, receive, send)
     assert dropped.is_set()
     assert count(metrics, "499") == 1
+
+
+async def test_whoever_else_ends_an_answer_is_not_taken_for_the_client(metrics: Metrics) -> None:
+    began = asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        began.set()
+        await asyncio.sleep(60)
+
+    messages: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop()
+        await asyncio.sleep(60)
+        raise AssertionError("the client stays")
+
+    async def send(message: Message) -> None:
+        raise AssertionError("nothing is answered")
+
+    scope = {"type": "http", "method": "POST", "path": "/recommend", "headers": []}
+    answering = asyncio.create_task(wrapped(slow, metrics)(scope, receive, send))
+    await began.wait()
+    answering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await answering
+    assert answering.cancelled()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_client_that_leaves_with_its_answer_has_been_answered(metrics: Metrics) -> None:
+    answered = asyncio.Event()
+    messages: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop()
+        await answered.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            answered.set()
+            await asyncio.sleep(0.01)  # the departure is seen while the app is still at its end
+
+    scope = {"type": "http", "method": "POST", "path": "/recommend", "headers": []}
+    await wrapped(echo, metrics)(scope, receive, send)
+    assert count(metrics, "200") == 1
 
 
 async def test_a_log_line_names_no_path(metrics: Metrics, caplog: pytest.LogCaptureFixture) -> None:

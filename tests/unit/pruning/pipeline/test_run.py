@@ -19,7 +19,7 @@ from pruning.judging import evaluate
 from pruning.pipeline.plan import Target
 from pruning.pipeline.results import RunReport
 from pruning.pipeline.run import PruneConfig, prune
-from pruning.pipeline.stage import stage_folder
+from pruning.pipeline.stage import digest, plan_stages, stage_folder
 from pruning.report.build import write_report
 from pruning.surgery.shape import Shape
 from pruning.teacher.train import train_teacher
@@ -164,6 +164,19 @@ def test_a_stage_without_training_is_cut_and_no_more(folder: Path, tmp_path: Pat
     assert report.stages[2].bytes < 2.1 * report.stages[2].shape.total_parameters + 4096
     judged = evaluate(artifact.path, folder / "dataset", "test", Silent())
     assert judged.model == report.test.student
+
+
+def test_a_key_does_not_know_of_a_rounding_that_is_not_there() -> None:
+    stage = recipe(DEPTH_FIRST).stages[-1]
+    shape = Shape.model_validate(dict.fromkeys(Shape.model_fields, 1) | {"model_type": "llama"})
+    keys = []
+    for one in (stage, stage.model_copy(update={"rounding": None})):
+        alone = recipe(RECIPE).model_copy(update={"stages": (one,)})
+        keys.append(plan_stages(alone, [shape], "before")[0].key)
+    assert keys[1] != keys[0]
+    dumped = {name: value for name, value in stage.model_dump().items() if name != "rounding"}
+    calibration = recipe(RECIPE).calibration.model_dump()
+    assert keys[1] == digest("before", calibration, dumped, shape.model_dump())
 
 
 @pytest.mark.parametrize(("among", "warned"), [("catalogue", 1), ("vocabulary", 0)])

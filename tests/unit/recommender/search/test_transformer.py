@@ -137,14 +137,19 @@ def test_the_kernels_give_a_token_the_same_bits_whatever_is_read_beside_it(
 
 
 @pytest.mark.parametrize("level", library.levels())
+@pytest.mark.parametrize("hidden", [16, 52])
 def test_weights_that_are_bfloat16_take_half_the_room_and_give_the_same_bits(
-    model: Any, level: str, monkeypatch: pytest.MonkeyPatch
+    make_model: Any, hidden: int, level: str
 ) -> None:
+    model = make_model("qwen2", hidden_size=hidden, num_attention_heads=2, intermediate_size=40)
     rounded = {name: value.bfloat16() for name, value in model.reference.state_dict().items()}
     lean = LeanTransformer(model.lean.architecture, rounded, torch.float32)
     trie = TitleTrie.build([[1, 2, 9], [1, 3, 9], [4, 5, 9], [30, 9]], [4, 3, 2, 1])
     found, held = [], []
+    assert lean.fits_bfloat16
+    assert not model.lean.fits_bfloat16
     for halves in (True, False):
+        lean.__dict__["fits_bfloat16"] = halves
         native = NativeTransformer(lean, library.load(level))
         cache = native.new_cache()
         cache.reserve(len(PROMPTS), 64)
@@ -153,8 +158,6 @@ def test_weights_that_are_bfloat16_take_half_the_room_and_give_the_same_bits(
         assert len(scores) == 3
         found.append((states, scores))
         held.append(native.nbytes)
-        if halves:
-            monkeypatch.setattr("recommender.search.native.transformer._fits_bfloat16", lambda _: False)
     for half, full in zip(*found, strict=True):
         np.testing.assert_array_equal(half, full)
     assert held[0] < 0.6 * held[1]
