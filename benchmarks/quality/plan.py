@@ -56,7 +56,7 @@ _NEVER_STALE = 10_000
 def teacher_config(base: Path) -> TeacherConfig:
     """How the teacher of every data set is fine-tuned; chosen on the validation split of movies_and_tv."""
     training = TrainingConfig(
-        epochs=2, learning_rate=3e-4, weight_decay=0.1, best_by="hr10", precision=PRECISION
+        epochs=3, learning_rate=3e-4, weight_decay=0.1, best_by="hr10", precision=PRECISION
     )
     # A teacher is known by its base: however the path was spelt, it is the same one.
     return TeacherConfig(base=base.resolve(), training=training, among="catalogue", validation_rows=500)
