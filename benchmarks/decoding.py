@@ -193,6 +193,7 @@ def main() -> None:
         **described(_PACKAGES),
         "artifact": lineage(artifact),
         "dtype": "float32",
+        "weights": "bfloat16" if artifact.load_transformer().fits_bfloat16 else "float32",
         "threads": torch.get_num_threads(),
         "load_before": round(os.getloadavg()[0], 2),
         "k": K,

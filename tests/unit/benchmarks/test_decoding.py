@@ -65,6 +65,7 @@ def record(names: tuple[str, ...] = tuple(MS)) -> dict[str, Any]:
         "machine": {"python": "3.11", "cores": 2, "processor": "some"},
         "artifact": "games@0123",
         "dtype": "float32",
+        "weights": "bfloat16",
         "threads": 2,
         "load_before": 1.5,
         "k": 10,
