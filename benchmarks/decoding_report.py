@@ -115,7 +115,8 @@ def page(record: Record) -> str:
 {provenance(record)}
 Artifact {record["artifact"]}, {record["titles"]} titles of at most {record["longest_title"]} tokens,
 weights of {record["weights"]} multiplied in {record["dtype"]} by all, {record["threads"]} threads; the
-same {record["rows"]} test histories for all and at every concurrency, {mean} prompt tokens on average. The contenders take turns of eight requests or one call.
+same {record["rows"]} test histories for all and at every concurrency, {mean} prompt tokens on average.
+The contenders take turns of eight requests or one call.
 All figures: [{files}.json]({files}.json).
 
 {" ".join(verdicts)}
