@@ -67,7 +67,7 @@ def _introduction() -> str:
         "`paper` is restored among the catalogue, since the teacher is trained at decisions; its scores "
         "are the published ones, which read all tokens and suit such a teacher less. All methods of a size "
         "have one final shape (depth-only: whole layers of full width under the same limit) and read "
-        "equally many training tokens; budget 1 is six readings of the training histories. "
+        "equally many training tokens; budget 1 is twelve readings of the training histories. "
         "`scratch-distilled`, `scratch` and `random` differ from `espalier` in one thing each: drawn "
         "weights; those, and no teacher; what is kept."
     )

@@ -28,25 +28,31 @@ class StopWhenStale(TrainerCallback):
             control.should_training_stop = True
 
 
+RANKING = ("hr10", "ndcg10")
+"""What a checkpoint may be chosen by that is the better the greater it is."""
+
+
 def nats_of(figures: Mapping[str, float], prefix: str = "") -> float:
     """A validation's loss: among the catalogue's titles, where that was measured."""
     return figures.get(f"{prefix}catalogue_loss", figures[f"{prefix}loss"])
 
 
 def is_stale(log_history: Sequence[dict[str, float]], patience: int, best_by: str) -> bool:
-    """Whether the last `patience` validations of the log improved neither the loss nor HR@10.
+    """Whether the last `patience` validations of the log improved neither the loss nor the ranking.
 
-    The loss is the one that the best checkpoint is chosen by; where HR@10 chooses, `nats_of`.
+    Of both it is the figure that the best checkpoint is chosen by; else `nats_of`, and HR@10.
     """
     history = [entry for entry in log_history if "eval_loss" in entry]
     if not history:
         return False
-    chosen = f"eval_{best_by}"
-    losses = [nats_of(entry, "eval_") if best_by == "hr10" else entry[chosen] for entry in history]
+    ranking = f"eval_{best_by if best_by in RANKING else 'hr10'}"
+    losses = [
+        nats_of(entry, "eval_") if best_by in RANKING else entry[f"eval_{best_by}"] for entry in history
+    ]
     newest_gain = losses.index(min(losses))
-    hits = [entry["eval_hr10"] for entry in history if "eval_hr10" in entry]
-    if hits:
-        newest_gain = max(newest_gain, hits.index(max(hits)))
+    ranks = [entry[ranking] for entry in history if ranking in entry]
+    if ranks:
+        newest_gain = max(newest_gain, ranks.index(max(ranks)))
     return len(history) - 1 - newest_gain >= patience
 
 

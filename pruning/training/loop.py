@@ -36,7 +36,7 @@ from pruning.errors import TrainingError
 from pruning.models import quiet_transformers
 from pruning.progress import Reporter
 from pruning.training.batches import Batch, TokenBudgetSampler, WindowIndices, collate
-from pruning.training.callbacks import Report, StopWhenStale, is_stale
+from pruning.training.callbacks import RANKING, Report, StopWhenStale, is_stale
 from pruning.training.logits import target_logits
 from pruning.training.lora import Trainable, load_adapters
 from pruning.training.objective import Objective
@@ -78,7 +78,7 @@ class TrainingConfig(BaseModel):
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     patience: Annotated[int, Field(ge=1)] = 3
     validations: Annotated[int, Field(ge=1)] = 1
-    best_by: Literal["loss", "catalogue_loss", "hr10"] = "loss"
+    best_by: Literal["loss", "catalogue_loss", "hr10", "ndcg10"] = "loss"
     max_steps: Annotated[int, Field(ge=1)] | None = None
     precision: Precision = "float32"
     gradient_checkpointing: Annotated[bool, Field(exclude=True)] = False
@@ -267,7 +267,7 @@ def _arguments(config: TrainingConfig, folder: Path, steps: int, interval: int) 
         save_steps=interval,
         logging_steps=max(1, min(10, interval)),
         metric_for_best_model=config.best_by,
-        greater_is_better=config.best_by == "hr10",
+        greater_is_better=config.best_by in RANKING,
         report_to=["tensorboard"],
         disable_tqdm=True,
         remove_unused_columns=False,

@@ -48,7 +48,7 @@ def test_every_method_gets_the_same_steps(method: str) -> None:
     assert sum(training.max_steps or 0 for training in trainings) == pytest.approx(1500, abs=2)
     assert all((training.max_steps or 0) <= training.epochs * 500 for training in trainings)
     assert {training.precision for training in trainings} == {"float32"}
-    assert {training.best_by for training in trainings} == {"catalogue_loss"}
+    assert {training.best_by for training in trainings} == {"ndcg10"}
 
 
 def test_controls_differ_from_ours_in_one_thing() -> None:

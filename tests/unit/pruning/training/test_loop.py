@@ -86,15 +86,28 @@ def test_it_stops_when_nothing_gains(work: Work, tmp_path: Path) -> None:
     assert result.best_step == result.validations[1].step
 
 
-def test_hr10_chooses_when_asked(work: Work, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranking", ["hr10", "ndcg10"])
+def test_the_ranking_chooses_when_asked(work: Work, tmp_path: Path, ranking: str) -> None:
     figures = iter([(3.0, 0.1), (2.0, 0.3), (1.0, 0.2)])
 
     def validate(_: PreTrainedModel) -> dict[str, float]:
-        return dict(zip(("loss", "hr10"), next(figures), strict=True))
+        return dict(zip(("loss", ranking), next(figures), strict=True))
 
-    asked = config(best_by="hr10")
+    asked = config(best_by=ranking)
     result = fit(work.model(), work.windows, NextToken(), validate, asked, tmp_path, Silent())
-    assert result.best.figures == {"loss": 2.0, "hr10": 0.3}
+    assert result.best.figures == {"loss": 2.0, ranking: 0.3}
+
+
+def test_the_ranking_that_chooses_also_says_when_to_stop(work: Work, tmp_path: Path) -> None:
+    gains = iter([0.1, 0.2, 0.1, 0.3, 0.1, 0.1])
+
+    def validate(_: PreTrainedModel) -> dict[str, float]:
+        return {"loss": 1.0, "hr10": 0.5, "ndcg10": next(gains)}
+
+    asked = config(epochs=9, patience=2, best_by="ndcg10")
+    result = fit(work.model(), work.windows, NextToken(), validate, asked, tmp_path, Silent())
+    assert len(result.validations) == 6
+    assert result.best_step == result.validations[3].step
 
 
 def test_only_best_and_newest_checkpoints_stay_and_curves_are_logged(work: Work, tmp_path: Path) -> None:
