@@ -117,7 +117,7 @@ class Settings(HistorySettings):
     @property
     def batch(self) -> int:
         """Requests searched together. On a CPU more than a few gain next to nothing and all wait longer."""
-        return self.max_batch or (8 if self.engine == "native" else 32)
+        return self.max_batch or (4 if self.engine == "native" else 32)
 
 
 SettingsType = TypeVar("SettingsType", bound=HistorySettings)
