@@ -1,10 +1,10 @@
 """What every method is allowed: the teacher's training, the final shapes, and equal training tokens.
 
 A control differs from `espalier` in one thing and has all else in common: objective, histories, batches,
-schedule, validation; the final weights of all are rounded alike. `paper` and `depth-only` differ in how and
-in what they cut. The teacher is trained at the trie's decisions, so what it says of tokens that cannot
-follow means nothing, and `paper`, too, is restored among those that can. Its scores still read the whole
-vocabulary, for which such a teacher is none.
+schedule, validation; only that drawn weights warm up longer, which they need. All final weights are rounded
+alike. `paper` and `depth-only` differ in how and in what they cut. The teacher is trained at the trie's
+decisions, so what it says of tokens that cannot follow means nothing, and `paper`, too, is restored among
+those that can. Its scores still read the whole vocabulary, for which such a teacher is none.
 """
 
 from __future__ import annotations
@@ -67,14 +67,12 @@ def recipe_of(method: Method) -> Recipe:
     Raises:
         ValueError: the method makes none.
     """
-    ours = load_recipe("espalier")
+    ours, drawn = load_recipe("espalier"), load_recipe("scratch-distilled")
     recipes: dict[Method, Callable[[], Recipe]] = {
         "espalier": lambda: ours,
         "paper": lambda: _among_catalogue(load_recipe("paper")),
-        "scratch-distilled": lambda: load_recipe("scratch-distilled"),
-        "scratch": lambda: _at_once(
-            ours, weights="drawn", repair=None, distillation=_truth_alone(ours.stages[-1].distillation)
-        ),
+        "scratch-distilled": lambda: drawn,
+        "scratch": lambda: _stages(drawn, distillation=_truth_alone(drawn.stages[-1].distillation)),
         "random": lambda: _stages(ours, importance="random"),
         "depth-only": lambda: _at_once(
             ours.model_copy(update={"rotate": False}), keep={"layers": 1.0}, repair=None

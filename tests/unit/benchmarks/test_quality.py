@@ -54,14 +54,21 @@ def test_every_method_gets_the_same_steps(method: str) -> None:
 def test_controls_differ_from_ours_in_one_thing() -> None:
     stages = plan.recipe_of("espalier").stages
     ours = stages[-1]
-    (distilled,) = plan.recipe_of("scratch-distilled").stages
-    assert (ours.training, ours.distillation) == (distilled.training, distilled.distillation)
+    control = plan.recipe_of("scratch-distilled")
+    (distilled,) = control.stages
+    assert control.augmentation == plan.recipe_of("espalier").augmentation
+    assert distilled.training is not None
+    assert ours.training == distilled.training.model_copy(update={"warmup": 0.05})
+    assert distilled.distillation == ours.distillation
+    assert distilled.rounding == ours.rounding == "bfloat16"
     assert (ours.weights, distilled.weights) == ("inherited", "drawn")
     assert distilled.keep == {axis: share for stage in stages for axis, share in stage.keep.items()}
     random = plan.recipe_of("random").stages
     assert tuple(stage.model_copy(update={"importance": ours.importance}) for stage in random) == stages
     (scratch,) = plan.recipe_of("scratch").stages
     assert (scratch.distillation.cross_entropy, scratch.distillation.forward_kl) == (1, 0)
+    assert (scratch.training, scratch.weights) == (distilled.training, "drawn")
+    assert plan.recipe_of("paper").stages[-1].rounding == "bfloat16"
 
 
 def test_rows_and_ranks_are_kept_replaced_and_paired(tmp_path: Path) -> None:

@@ -64,16 +64,6 @@ def test_whole_layers_fit_once_at_95_and_never_at_98() -> None:
         final_shape("depth-only", 98)
 
 
-def test_a_drawn_start_differs_in_nothing_but_the_start() -> None:
-    ours, drawn = plan.recipe_of("espalier"), plan.recipe_of("scratch-distilled")
-    [stage] = drawn.stages
-    same = {"importance", "distillation", "training", "rounding"}
-    assert stage.model_dump(include=same) == ours.stages[-1].model_dump(include=same)
-    assert (stage.weights, stage.repair) == ("drawn", None)
-    assert stage.keep == {axis: share for one in ours.stages for axis, share in one.keep.items()}
-    assert drawn.augmentation == ours.augmentation
-
-
 def window(length: int) -> Window:
     return Window(tuple(range(length)), (0,), (length,))
 
