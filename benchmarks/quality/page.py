@@ -69,7 +69,7 @@ def _introduction() -> str:
         "have one final shape (depth-only: whole layers of full width under the same limit) and read "
         "equally many training tokens; budget 1 is twelve readings of the training histories. "
         "`scratch-distilled`, `scratch` and `random` differ from `espalier` in one thing each: drawn "
-        "weights; those, and no teacher; what is kept."
+        "weights, which warm up longer; those, and no teacher; what is kept."
     )
 
 
