@@ -3,9 +3,9 @@
 A made title is a walk over the real titles' words: each word follows the one before it as it does in a
 real title or, with the probability `novelty`, is any word (or the end). The first one begins a real title,
 too, or else, as often as a new title begins with a token that none has begun with before (Good and Turing's
-estimate), it is one of as many words with such tokens as are estimated to be yet unseen. The real items
-come first and stay what they are, so that real histories have theirs; made ones, all distinct, fill up to
-the size.
+estimate), it is one of as many words with such tokens as are estimated to be yet unseen: words of the real
+titles as long as there are any, then those in other cases, then their ends. The real items come first and
+stay what they are, so that real histories have theirs; made ones, all distinct, fill up to the size.
 
 Two statistics decide what a search costs: the *distinct first tokens* (the root's children) and the
 *decisions per title* (nodes with a choice on the way to a leaf). Novelty is chosen so that the decisions
@@ -131,11 +131,15 @@ class TitleMaker:
         self._words = tuple(numbers)
         before_B = np.concatenate([[0, *walk] for walk in walks])
         self._after_B = np.concatenate([[*walk, 0] for walk in walks])
-        # The words that follow word w stand together, from offsets[w] on.
+        # The words that follow word w stand together, from starts[w] to stops[w].
         self._followers_B = self._after_B[np.argsort(before_B, kind="stable")]
-        self._offsets_W = np.concatenate(([0], np.cumsum(np.bincount(before_B))))
+        offsets = np.concatenate(([0], np.cumsum(np.bincount(before_B, minlength=len(numbers)))))
         self.growth = self._growth_of(self._titles)
-        self._fresh_F = self._fresh_words(round(self.growth.unseen))
+        fresh = self._fresh_words(round(self.growth.unseen))
+        self._fresh_F = len(self._words) + np.arange(len(fresh))
+        self._words += tuple(fresh)
+        like_W = np.concatenate((np.arange(len(numbers)), np.array([*fresh.values()], np.int64)))
+        self._starts_W, self._stops_W = offsets[like_W], offsets[like_W + 1]
 
     def foretold(self) -> Shape:
         """The whole real catalogue as a random quarter of it lets one expect."""
@@ -186,7 +190,7 @@ class TitleMaker:
         words_M: _Ints = np.zeros(size, np.int64)
         columns: list[_Ints] = []
         while len(columns) < _MAX_WORDS:
-            start_M, stop_M = self._offsets_W[words_M], self._offsets_W[words_M + 1]
+            start_M, stop_M = self._starts_W[words_M], self._stops_W[words_M]
             next_M = self._followers_B[
                 start_M + (random.random(size) * (stop_M - start_M)).astype(np.int64)
             ]
@@ -201,18 +205,23 @@ class TitleMaker:
             words_M = next_M
         return np.stack(columns, axis=1)
 
-    def _fresh_words(self, count: int) -> _Ints:
-        """So many words, or as many as there are, whose first tokens differ and begin no real title."""
+    def _fresh_words(self, count: int) -> dict[str, int]:
+        """So many words, or as many as there are, whose first tokens differ and begin no real title.
+
+        Each with the number of the word that it stems from, and is followed like.
+        """
         begun = {path[0] for path in self._encoder.encode_titles(self._titles)}
         order = 1 + np.random.default_rng(self._seed).permutation(len(self._words) - 1)
-        fresh: list[int] = []
-        for word, path in zip(
-            order.tolist(), self._encoder.encode_titles([self._words[word] for word in order]), strict=True
-        ):
-            if len(fresh) < count and path[0] not in begun:
-                begun.add(path[0])
-                fresh.append(word)
-        return np.array(fresh, np.int64)
+        fresh: dict[str, int] = {}
+        for vary in (_itself, _in_other_cases, _ends):
+            stems = [(form, word) for word in order.tolist() for form in vary(self._words[word])]
+            for (form, word), path in zip(
+                stems, self._encoder.encode_titles([form for form, _ in stems]), strict=True
+            ):
+                if len(fresh) < count and path[0] not in begun:
+                    begun.add(path[0])
+                    fresh[form] = word
+        return fresh
 
     def _suiting(self, taken: Sequence[str], count: int) -> float:
         """The novelty with which the titles, made ones included, have the decisions that are expected."""
@@ -235,6 +244,18 @@ class TitleMaker:
             parts.append(Shape(int(means[0]), float(means[1]), float(means[2])))
         first = [path[0] for path in self._encoder.encode_titles(titles)]
         return Growth(tuple(parts), tuple(np.unique(first, return_counts=True)[1].tolist()))
+
+
+def _itself(word: str) -> list[str]:
+    return [word]
+
+
+def _in_other_cases(word: str) -> list[str]:
+    return [word.lower(), word.upper(), word.capitalize()]
+
+
+def _ends(word: str) -> list[str]:
+    return [word[start:] for start in range(1, len(word))]
 
 
 def _part(titles: Sequence[str], share: int, random: np.random.Generator) -> list[str]:
