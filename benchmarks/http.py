@@ -4,7 +4,7 @@
 
 `espalier serve ARTIFACT` runs with its defaults, keys on, and a real redis-server (Debian's, append-only
 file). Requests bear real test histories: half name a user whose history is stored, half carry it. Clients
-that ask without pause find the capacity. Then a process of its own offers 10 % … 110 % of it, one step
+that ask without pause find the capacity. Then a process of its own offers 10 % … 130 % of it, one step
 after the other: at random (Poisson) moments, whether earlier requests are answered or not, and a request's
 time counts from the moment it was due. The *knee* is the highest step up to which the service keeps up. A
 last, longer run is at 70 % of it. Redis and the generator share the machine; what each took of it stands in

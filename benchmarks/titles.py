@@ -215,10 +215,11 @@ class TitleMaker:
         fresh: dict[str, int] = {}
         for vary in (_itself, _in_other_cases, _ends):
             stems = [(form, word) for word in order.tolist() for form in vary(self._words[word])]
-            for (form, word), path in zip(
-                stems, self._encoder.encode_titles([form for form, _ in stems]), strict=True
-            ):
-                if len(fresh) < count and path[0] not in begun:
+            paths = self._encoder.encode_titles([form for form, _ in stems])
+            for (form, word), path in zip(stems, paths, strict=True):
+                if len(fresh) == count:
+                    return fresh
+                if path[0] not in begun:
                     begun.add(path[0])
                     fresh[form] = word
         return fresh

@@ -210,6 +210,7 @@ def test_the_page_says_all_of_it() -> None:
     text = page(record())
     assert "25.0 times as fast as the better of our modes on vLLM at p50" in text
     assert "60.0 times as many requests" in text
+    assert "weights of bfloat16 multiplied in float32 by all" in text
     assert "**87.5%** of\nits best ten sequences are no title" in text
     assert "| our vLLM engine, eager | 16 | – | no such block |" in text
     assert "| packed prefill | 1.0 | 0.5 (25%) | 0.5 (25%) |" in text

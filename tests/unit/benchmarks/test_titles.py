@@ -84,7 +84,23 @@ def test_as_many_first_tokens_come_anew_as_the_rare_ones_let_expect(
     fresh = made - begun
     assert len(fresh) == 8
     assert set("mnopq") < fresh
-    assert {letter.lower() for letter in fresh} <= {letter for title in titles for letter in title.lower()}
+
+
+def test_when_words_run_out_their_ends_begin_titles_and_are_followed_like_them(
+    encoder: PromptEncoder,
+) -> None:
+    # 1 2, 3 4 and so on know no case; seven begin with what nothing else does, so 21 are expected unseen.
+    titles = [f"{at}9 {at}8" for at in "1234567"]
+    catalogue = Catalogue.create(titles, titles, [1] * len(titles))
+    maker = TitleMaker(catalogue, encoder)
+    assert maker.growth.unseen == 21
+    # The tokens that begin none of them are 8 and 9, at the ends of the words.
+    assert {maker._words[word] for word in maker._fresh_F} == {"8", "9"}
+    stems = {word: maker._words[word] for word in maker._fresh_F}
+    for word, end in stems.items():
+        followers = maker._followers_B[maker._starts_W[word] : maker._stops_W[word]]
+        expected = "" if end == "8" else "8"
+        assert {maker._words[follower][-1:] for follower in followers} == {expected}
 
 
 def test_a_catalogue_smaller_than_the_real_one_is_refused(encoder: PromptEncoder) -> None:

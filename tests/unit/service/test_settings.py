@@ -16,6 +16,14 @@ def test_the_environment_is_read_and_the_command_line_stands_above_it(
     assert (settings.port, settings.host) == (82, "::1")
 
 
+@pytest.mark.parametrize(
+    ("given", "batch"),
+    [({}, 4), ({"engine": "vllm"}, 32), ({"max_batch": 7}, 7), ({"engine": "vllm", "max_batch": 7}, 7)],
+)
+def test_few_are_searched_together_on_a_cpu_unless_asked_for(given: dict[str, object], batch: int) -> None:
+    assert read_settings(Settings, {"artifacts": "a"} | given).batch == batch
+
+
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError):
         Settings(artifacts=Path("a")).port = 1  # type: ignore[misc]
