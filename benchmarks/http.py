@@ -4,7 +4,7 @@
 
 `espalier serve ARTIFACT` runs with its defaults, keys on, and a real redis-server (Debian's, append-only
 file). Requests bear real test histories: half name a user whose history is stored, half carry it. Clients
-that ask without pause find the capacity. Then a process of its own offers 10 % … 110 % of it, one step
+that ask without pause find the capacity. Then a process of its own offers 10 % … 130 % of it, one step
 after the other: at random (Poisson) moments, whether earlier requests are answered or not, and a request's
 time counts from the moment it was due. The *knee* is the highest step up to which the service keeps up. A
 last, longer run is at 70 % of it. Redis and the generator share the machine; what each took of it stands in
@@ -42,7 +42,7 @@ from benchmarks.serving import (
 from recommender.artifact import Artifact
 from recommender.dataset import Dataset
 
-SHARES = tuple(percent / 100 for percent in range(10, 120, 10))
+SHARES = tuple(percent / 100 for percent in range(10, 140, 10))
 PARTS = ("history", "prompt", "queue", "prefill", "decode", "rest")
 _GOAL_SHARE, _GOAL_SPREAD, _GOAL_AROUND_MS = 0.7, 5.0, 1.0
 # Of what a step offers, so much must be answered within its time; the rest is on its way when it ends.

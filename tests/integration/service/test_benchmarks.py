@@ -50,7 +50,7 @@ def test_an_open_loop_tells_latency_by_stage_at_each_step(
     served_artifact: Artifact, tmp_path: Path, redis_server: object
 ) -> None:
     found, page = run("http", served_artifact.path, tmp_path, "--seconds", "1", "--rows", "10")
-    assert [step["share"] for step in found["steps"]] == [n / 10 for n in range(1, 12)]
+    assert [step["share"] for step in found["steps"]] == [n / 10 for n in range(1, 14)]
     first = found["steps"][0]
     assert first["answered_in_time"] > 0
     assert set(first["stages"]) == {"history", "prompt", "queue", "prefill", "decode", "rest"}
