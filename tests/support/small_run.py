@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pruning.data.prepare import PrepareOptions, prepare
 from pruning.pipeline.recipe import Recipe
+from pruning.pipeline.run import PruneConfig
 from pruning.teacher.scratch import ScratchConfig
 from pruning.teacher.train import TeacherConfig
 from pruning.training.loop import TrainingConfig
@@ -103,3 +104,8 @@ def recipe(text: str = RECIPE) -> Recipe:
     import tomllib
 
     return Recipe.model_validate(tomllib.loads(text))
+
+
+def prune_config(text: str = RECIPE, **changes: object) -> PruneConfig:
+    """The recipe on few rows."""
+    return PruneConfig(recipe=recipe(text), **{"validation_rows": 20, **changes})

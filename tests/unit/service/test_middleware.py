@@ -129,6 +129,24 @@ async def test_our_errors_become_problems_and_others_tell_nothing(
     assert [record.__dict__["fields"] for record in logged] == [{"request_id": "r1"}]
 
 
+def posted() -> Scope:
+    """A request's scope, which its middleware writes into."""
+    return {"type": "http", "method": "POST", "path": "/recommend", "headers": []}
+
+
+def asked_until(left: asyncio.Event) -> Receive:
+    """The messages of a client that sends one empty body and stays until `left`."""
+    messages: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop()
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    return receive
+
+
 @pytest.mark.parametrize("ending", ["cancelled", "converted", "swallowed"])
 async def test_when_the_client_leaves_the_work_is_dropped(metrics: Metrics, ending: str) -> None:
     began, dropped = asyncio.Event(), asyncio.Event()
@@ -145,19 +163,10 @@ async def test_when_the_client_leaves_the_work_is_dropped(metrics: Metrics, endi
         finally:
             dropped.set()
 
-    messages: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
-
-    async def receive() -> Message:
-        if messages:
-            return messages.pop()
-        await began.wait()
-        return {"type": "http.disconnect"}
-
     async def send(message: Message) -> None:
         raise AssertionError("there is nobody to answer")
 
-    scope = {"type": "http", "method": "POST", "path": "/recommend", "headers": []}
-    await wrapped(slow, metrics)(scope, receive, send)
+    await wrapped(slow, metrics)(posted(), asked_until(began), send)
     assert dropped.is_set()
     assert count(metrics, "499") == 1
 
@@ -169,19 +178,10 @@ async def test_whoever_else_ends_an_answer_is_not_taken_for_the_client(metrics: 
         began.set()
         await asyncio.sleep(60)
 
-    messages: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
-
-    async def receive() -> Message:
-        if messages:
-            return messages.pop()
-        await asyncio.sleep(60)
-        raise AssertionError("the client stays")
-
     async def send(message: Message) -> None:
         raise AssertionError("nothing is answered")
 
-    scope = {"type": "http", "method": "POST", "path": "/recommend", "headers": []}
-    answering = asyncio.create_task(wrapped(slow, metrics)(scope, receive, send))
+    answering = asyncio.create_task(wrapped(slow, metrics)(posted(), asked_until(asyncio.Event()), send))
     await began.wait()
     answering.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -192,21 +192,13 @@ async def test_whoever_else_ends_an_answer_is_not_taken_for_the_client(metrics: 
 
 async def test_a_client_that_leaves_with_its_answer_has_been_answered(metrics: Metrics) -> None:
     answered = asyncio.Event()
-    messages: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
-
-    async def receive() -> Message:
-        if messages:
-            return messages.pop()
-        await answered.wait()
-        return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
         if message["type"] == "http.response.body":
             answered.set()
             await asyncio.sleep(0.01)  # the departure is seen while the app is still at its end
 
-    scope = {"type": "http", "method": "POST", "path": "/recommend", "headers": []}
-    await wrapped(echo, metrics)(scope, receive, send)
+    await wrapped(echo, metrics)(posted(), asked_until(answered), send)
     assert count(metrics, "200") == 1
 
 
@@ -278,7 +270,7 @@ async def test_without_a_place_not_even_the_body_is_read(metrics: Metrics) -> No
         sent.append(message)
 
     app = RequestContext(PlaceGuard(BodyGuard(echo, 100), Admission(0, 0, 1.0)), metrics)
-    scope = {"type": "http", "method": "POST", "path": "/recommend", "headers": []}
+    scope = posted()
     await app(scope, receive, send)
     assert sent[0]["status"] == 429
     assert count(metrics, "429", "/recommend") == 1

@@ -5,12 +5,11 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_run import RECIPE, TITLES, Silent, recipe, teacher_config, write_dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from small_run import RECIPE, Silent, prune_config, recipe, write_dataset
+from transformers import AutoModelForCausalLM
 
 from pruning.checkpoint import load_checkpoint
 from pruning.errors import RecipeError, RunError
@@ -22,26 +21,7 @@ from pruning.pipeline.run import PruneConfig, prune
 from pruning.pipeline.stage import digest, plan_stages, stage_folder
 from pruning.report.build import write_report
 from pruning.surgery.shape import Shape
-from pruning.teacher.train import train_teacher
-from recommender.artifact import MANIFEST, Artifact
 from recommender.dataset import Dataset
-from recommender.errors import InputError
-from recommender.ranker import Ranker
-from recommender.search.frontier import Query
-from recommender.storage import sha256_of
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    write_dataset(folder)
-    train_teacher(folder / "dataset", folder / "teacher", teacher_config(), Silent())
-    prune(folder / "dataset", folder / "teacher", folder / "run", config(), Silent())
-    return folder
-
-
-def config(text: str = RECIPE, **changes: object) -> PruneConfig:
-    return PruneConfig(recipe=recipe(text), **{"validation_rows": 20, **changes})
 
 
 def again(folder: Path, asked: PruneConfig) -> tuple[list[str], object]:
@@ -55,7 +35,7 @@ def modified(folder: Path) -> dict[str, int]:
 
 
 def test_stages_leave_what_was_planned(folder: Path) -> None:
-    _, report = again(folder, config())
+    _, report = again(folder, prune_config())
     assert [stage.shape.hidden_size for stage in report.stages] == [16, 16, 16]
     assert [stage.shape.intermediate_size for stage in report.stages] == [48, 24, 24]
     assert [stage.shape.num_hidden_layers for stage in report.stages] == [3, 3, 1]
@@ -70,7 +50,7 @@ def test_stages_leave_what_was_planned(folder: Path) -> None:
 
 def test_the_same_command_does_nothing_twice(folder: Path) -> None:
     before = modified(folder)
-    lines, report = again(folder, config())
+    lines, report = again(folder, prune_config())
     assert lines == [f"{folder / 'run'}: pruned already"]
     assert report == RunReport.model_validate_json((folder / "run" / "report.json").read_bytes())
     assert modified(folder) == before
@@ -81,7 +61,7 @@ def test_a_lost_report_costs_no_stage_and_no_ranking(folder: Path) -> None:
     kept = before.pop(str(folder / "run" / "report.json"))
     text = (folder / "run" / "report.json").read_text()
     (folder / "run" / "report.json").unlink()
-    lines, _ = again(folder, config())
+    lines, _ = again(folder, prune_config())
     assert sum("done already" in line for line in lines) == 3
     after = modified(folder / "run")
     assert after.pop(str(folder / "run" / "report.json")) > kept
@@ -102,7 +82,7 @@ def test_a_run_that_works_on_another_target_is_not_finished(folder: Path, tmp_pa
             if "stage 3 depth: scoring" in text:
                 raise StoppedError
 
-    asked = config(RECIPE.replace("layers = 0.34", "layers = 0.67"))
+    asked = prune_config(RECIPE.replace("layers = 0.34", "layers = 0.67"))
     with pytest.raises(StoppedError):
         prune(folder / "dataset", folder / "teacher", tmp_path / "run", asked, Stopping())
     with pytest.raises(RunError, match=r"no report\.json"):
@@ -138,7 +118,7 @@ training = { epochs = 1, learning_rate = 3e-3, tokens_per_batch = 1024 }
 
 
 def test_a_stage_without_training_is_cut_and_no_more(folder: Path, tmp_path: Path) -> None:
-    asked = config(DEPTH_FIRST)
+    asked = prune_config(DEPTH_FIRST)
     reporter = Silent()
     report = prune(folder / "dataset", folder / "teacher", tmp_path / "run", asked, reporter)
     assert [stage.restoration_steps > 0 for stage in report.stages] == [False, False, True]
@@ -190,7 +170,7 @@ def test_a_teacher_of_decisions_is_no_teacher_of_spelling(
     record = json.loads(file.read_text())
     assert record["among"] == "vocabulary"  # as `teacher_config` trains
     file.write_text(json.dumps(record | {"among": among}))
-    lines, _ = again(tmp_path, config())
+    lines, _ = again(tmp_path, prune_config())
     assert sum("recipe small distils over the whole vocabulary" in line for line in lines) == warned
 
 
@@ -207,12 +187,12 @@ def test_damage_is_one_line(folder: Path, tmp_path: Path, pattern: str) -> None:
     for file in (tmp_path / "run").glob(pattern):
         file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(RunError, match=r"damaged \(.*; remove it and run again") as caught:
-        prune(folder / "dataset", folder / "teacher", tmp_path / "run", config(), Silent())
+        prune(folder / "dataset", folder / "teacher", tmp_path / "run", prune_config(), Silent())
     assert "\n" not in str(caught.value)
 
 
 def test_an_impossible_target_claims_no_folder(folder: Path, tmp_path: Path) -> None:
-    asked = config(target=Target(nonembedding_parameters=1))
+    asked = prune_config(target=Target(nonembedding_parameters=1))
     with pytest.raises(RecipeError, match="no legal shape"):
         prune(folder / "dataset", folder / "teacher", tmp_path / "run", asked, Silent())
     assert not (tmp_path / "run").exists()
@@ -220,7 +200,7 @@ def test_an_impossible_target_claims_no_folder(folder: Path, tmp_path: Path) -> 
 
 def test_another_last_target_reuses_the_stages_and_scores_before(folder: Path) -> None:
     before = modified(folder / "run" / "scores") | modified(folder / "run" / "stages")
-    lines, report = again(folder, config(RECIPE.replace("layers = 0.34", "layers = 0.67")))
+    lines, report = again(folder, prune_config(RECIPE.replace("layers = 0.34", "layers = 0.67")))
     assert [line for line in lines if "done already" in line] == [
         "stage 1 width: done already",
         "stage 2 mlp: done already",
@@ -229,122 +209,26 @@ def test_another_last_target_reuses_the_stages_and_scores_before(folder: Path) -
     after = modified(folder / "run" / "scores") | modified(folder / "run" / "stages")
     assert before.items() <= after.items()
     assert {path for path in after.keys() - before.keys() if "scores" in path} == set()
-    again(folder, config())  # the report is the first recipe's again
+    again(folder, prune_config())  # the report is the first recipe's again
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"validation_rows": 5}])
 def test_a_run_folder_belongs_to_its_settings(folder: Path, change: dict[str, int]) -> None:
     with pytest.raises(RunError, match=f"{next(iter(change))} = "):
-        again(folder, config(**change))
+        again(folder, prune_config(**change))
 
 
 def test_a_teacher_of_another_data_set_is_refused(folder: Path, tmp_path: Path) -> None:
     other = write_dataset(tmp_path, seed=5)
     with pytest.raises(RunError, match="another data set"):
-        prune(other, folder / "teacher", tmp_path / "run", config(), Silent())
+        prune(other, folder / "teacher", tmp_path / "run", prune_config(), Silent())
 
 
 def test_a_target_by_parameters(folder: Path, tmp_path: Path) -> None:
     # Shares that leave too much: the plan goes on to fit the bound.
-    asked = config(target=Target(removed_share=0.9))
+    asked = prune_config(target=Target(removed_share=0.9))
     report = prune(folder / "dataset", folder / "teacher", tmp_path / "run", asked, Silent())
     assert report.pruned_nonembedding >= 0.9
-
-
-def test_the_artifact_is_the_last_student(folder: Path, tmp_path: Path) -> None:
-    artifact = export(folder / "run", tmp_path / "mine")
-    artifact.verify()
-    assert artifact.manifest.name == "mine"
-    assert [stage.name for stage in artifact.manifest.lineage.stages] == ["width", "mlp", "depth"]
-    judged = evaluate(tmp_path / "mine", folder / "dataset", "test", Silent())
-    assert artifact.manifest.quality is not None
-    assert judged.model.metrics.ndcg10 == artifact.manifest.quality.ndcg10
-    assert evaluate(folder / "run", folder / "dataset", "test", Silent()).model == judged.model
-
-    ranker = Ranker.from_artifact(artifact)
-    for answer in artifact.manifest.reference:
-        history = [ranker.catalogue.index_of(item_id) for item_id in answer.history]
-        query = Query(ranker.prompt(history), len(answer.item_ids))
-        items = ranker.items(ranker.search.rank([query])[0], query)
-        assert tuple(ranker.catalogue.item_ids[item.index] for item in items) == answer.item_ids
-        np.testing.assert_allclose([item.score for item in items], answer.scores, atol=1e-5)
-
-
-def test_a_teacher_and_its_bare_checkpoint_are_judged_alike(folder: Path) -> None:
-    teacher = evaluate(folder / "teacher", folder / "dataset", "valid", Silent())
-    checkpoint = evaluate(folder / "teacher" / "model", folder / "dataset", "valid", Silent())
-    assert teacher.name == "teacher"
-    assert teacher.model == checkpoint.model
-    assert teacher.model.metrics.rows == len(Dataset(folder / "dataset").rows("valid"))
-    assert list(teacher.by_model()) == ["teacher", "popularity"]
-
-
-def test_transformers_loads_the_artifact_and_gives_its_logits(folder: Path, tmp_path: Path) -> None:
-    export(folder / "run", tmp_path / "mine")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "mine")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "mine")
-    report = json.loads((folder / "run" / "report.json").read_text())
-    last = next((folder / "run" / "stages").glob(f"3-depth-{report['stages'][-1]['key']}"))
-    student = load_checkpoint(last / "student")
-    ids = student.tokenizer.encode(TITLES[3], add_special_tokens=False).ids
-    assert tokenizer.encode(TITLES[3], add_special_tokens=False) == ids
-    with torch.no_grad():
-        tokens = torch.tensor([ids])
-        torch.testing.assert_close(model(tokens).logits, student.model(tokens).logits, atol=0, rtol=0)
-
-
-def test_exporting_again_is_no_work_and_other_content_is_refused(folder: Path, tmp_path: Path) -> None:
-    first = export(folder / "run", tmp_path / "mine")
-    assert export(folder / "run", tmp_path / "mine").digest == first.digest
-    items = tmp_path / "items.csv"
-    items.write_text("item_id,title\n1,Red River\n77,A Wholly New Title\n")
-    with pytest.raises(InputError, match="never overwritten"):
-        export(folder / "run", tmp_path / "mine", items)
-    items.write_text("item_id,title\n1,Red River\n77,A Wholly Other Title\n")
-    export(folder / "run", tmp_path / "two", items)
-    items.write_text("item_id,title\n1,Red River\n77,A Wholly New Title\n")
-    with pytest.raises(InputError, match="never overwritten"):
-        export(folder / "run", tmp_path / "two", items)
-    (tmp_path / "notes").mkdir()
-    with pytest.raises(InputError, match="exists and is no artifact"):
-        export(folder / "run", tmp_path / "notes")
-    other = export(folder / "run", tmp_path / "other", items)
-    assert other.load_catalogue().item_ids == ("1", "77")
-    assert other.manifest.quality is None  # it was measured on another catalogue
-
-
-def test_last_digits_of_reference_scores_make_no_other_artifact(folder: Path, tmp_path: Path) -> None:
-    manifest = export(folder / "run", tmp_path / "mine").path / MANIFEST
-    content = json.loads(manifest.read_text())
-    for answer in content["reference"]:
-        answer["scores"] = [score + 1e-6 for score in answer["scores"]]
-    manifest.write_text(json.dumps(content))
-    assert export(folder / "run", tmp_path / "mine").digest == sha256_of(manifest)
-
-
-def test_names_and_folders_that_cannot_be(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be an artifact's name"):
-        export(folder / "run", tmp_path / "no spaces")
-    (tmp_path / "unfinished").mkdir()
-    with pytest.raises(RunError, match=r"no report\.json"):
-        export(tmp_path / "unfinished", tmp_path / "mine")
-    with pytest.raises(InputError, match="neither an artifact nor"):
-        evaluate(tmp_path, folder / "dataset", "test", Silent())
-    (folder / "unfinished").mkdir()
-    shutil.copytree(folder / "teacher" / "model", folder / "unfinished" / "model")
-    with pytest.raises(InputError, match="neither an artifact nor"):
-        evaluate(folder / "unfinished", folder / "dataset", "test", Silent())
-    with pytest.raises(InputError, match="train, valid, test"):
-        evaluate(folder / "run", folder / "dataset", "tests", Silent())
-
-
-def test_a_damaged_manifest_does_not_hide(folder: Path, tmp_path: Path) -> None:
-    export(folder / "run", tmp_path / "mine")
-    weights = tmp_path / "mine" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(InputError, match=r"model\.safetensors is not what the manifest says"):
-        evaluate(tmp_path / "mine", folder / "dataset", "test", Silent())
-    assert Artifact.open(tmp_path / "mine").manifest.name == "mine"
 
 
 EVERY_OPTION = """
@@ -376,7 +260,7 @@ signal = { kind = "cached", top_k = 8, precision = "bfloat16" }
 def test_a_rotated_student_of_augmented_decisions_resumes_and_is_exported(
     folder: Path, tmp_path: Path
 ) -> None:
-    asked = config(EVERY_OPTION)
+    asked = prune_config(EVERY_OPTION)
     run = tmp_path / "run"
     first = prune(folder / "dataset", folder / "teacher", run, asked, Silent())
     (stage,) = first.stages
