@@ -46,11 +46,14 @@ def stage_table(report: RunReport) -> Table:
         *_figure_cells(report.teacher, report.teacher),
     )
     for stage in report.stages:
-        shape = _shape_cells(stage.shape, stage.bytes)
-        table.add_row(f"{stage.name}: cut", *shape, *_figure_cells(stage.after_cut, report.teacher))
-        if stage.restored:
-            restored = _figure_cells(stage.after_restoration, report.teacher)
-            table.add_row(f"{stage.name}: restored", *([""] * len(shape)), *restored)
+        *shape, size = _shape_cells(stage.shape, stage.bytes)
+        cut = _figure_cells(stage.after_cut, report.teacher)
+        if not stage.restored:
+            table.add_row(f"{stage.name}: cut", *shape, size, *cut)
+            continue
+        table.add_row(f"{stage.name}: cut", *shape, "", *cut)
+        restored = _figure_cells(stage.after_restoration, report.teacher)
+        table.add_row(f"{stage.name}: restored", *([""] * len(shape)), size, *restored)
     return table
 
 

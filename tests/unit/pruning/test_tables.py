@@ -88,8 +88,8 @@ def test_stages_before_and_after_restoration(report: RunReport) -> None:
     assert rows["teacher"][:4] == ["64", "4/2", "128", "4"]
     assert rows["teacher"][4:7] == [f"{BIG.nonembedding_parameters:,}", f"{BIG.total_parameters:,}", "2.0"]
     assert rows["width: cut"][:4] == ["32", "2/1", "128", "4"]
-    assert rows["width: cut"][-4:] == ["12.00", "0.0200", "0.0100", "0.100"]
-    assert rows["width: restored"][-4:] == ["7.50", "0.1800", "0.0900", "0.900"]
+    assert rows["width: cut"][-5:] == ["", "12.00", "0.0200", "0.0100", "0.100"]
+    assert rows["width: restored"][-5:] == ["0.6", "7.50", "0.1800", "0.0900", "0.900"]  # what is kept
 
 
 def test_a_teacher_that_hits_nothing_divides_nothing(report: RunReport) -> None:
