@@ -4,7 +4,9 @@
 
 `benchmarks/titles.py` makes the catalogues around the artifact's own; how near their tries come to what the
 real one's would be at that size stands in the record. For each, the trie is built and an artifact written
-that differs from the given one in its catalogue alone. `espalier serve` starts with each in turn, until
+that differs from the given one in its catalogue, and in that the first tokens which come anew have the
+embeddings of rare known ones: the model was not trained among them, and would put them before all others.
+The artifact's own catalogue comes first, for comparison. `espalier serve` starts with each in turn, until
 `/readyz` says yes. Then the same test histories are ranked with each, the sizes taking turns request by
 request, one request at a time and nothing remembered between them.
 """
@@ -13,24 +15,27 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks.records import Record, described, lineage, percentiles, provenance, publish, table
 from benchmarks.serving import real_histories, redis_server, service
 from benchmarks.titles import TitleMaker, shape_of
 from pruning.export import reference_answer
-from recommender.artifact import Artifact, Description, write_artifact
+from recommender.artifact import WEIGHTS, Artifact, Description, write_artifact
 from recommender.dataset import Dataset
 from recommender.ranker import Ranker
 from recommender.search.frontier import Query
+from recommender.search.transformer import LeanTransformer
 from recommender.trie import TitleTrie
 
 K = 10
@@ -44,7 +49,20 @@ GOALS = {
 _PACKAGES = ("espalier", "torch", "tokenizers", "numpy")
 
 
-def with_catalogue(artifact: Artifact, maker: TitleMaker, size: int, target: Path) -> Record:
+def with_kin(artifact: Artifact, kin: Mapping[int, int], folder: Path) -> None:
+    """A copy of the artifact's checkpoint in which new tokens are embedded, and so scored, as their kin."""
+    shutil.copytree(artifact.path, folder)
+    tensors = load_file(folder / WEIGHTS)
+    new, known = list(kin), list(kin.values())
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in tensors:  # a tied head is not kept
+            tensors[name][new] = tensors[name][known]
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+
+
+def with_catalogue(
+    artifact: Artifact, checkpoint: Path, maker: TitleMaker, size: int, target: Path
+) -> Record:
     """Writes the artifact with a made catalogue of this size. Returns what the trie took."""
     start = time.perf_counter()
     catalogue, novelty = maker.make(size)
@@ -54,13 +72,15 @@ def with_catalogue(artifact: Artifact, maker: TitleMaker, size: int, target: Pat
     encoded = time.perf_counter()
     trie = TitleTrie.build(paths, catalogue.popularity)
     built = time.perf_counter()
-    ranker = Ranker(catalogue, encoder, trie, artifact.load_transformer())
+    tensors = load_file(checkpoint / WEIGHTS)
+    transformer = LeanTransformer(artifact.architecture, tensors, torch.float32)
+    ranker = Ranker(catalogue, encoder, trie, transformer)
     answers = tuple(reference_answer(ranker, one.history) for one in artifact.manifest.reference)
     description = Description.model_validate(
         artifact.manifest.model_dump(exclude={"files"})
         | {"name": target.name, "quality": None, "reference": answers}
     )
-    write_artifact(target, description, artifact.path, catalogue, trie)
+    write_artifact(target, description, checkpoint, catalogue, trie)
     found, expected = shape_of(trie), maker.growth.at(trie.leaf_count)
     return {
         "items": size,
@@ -165,7 +185,8 @@ seed 0). *Expected* is what the real catalogue would have at that size: first to
 decisions along a straight line over the logarithm of the size. A random quarter of the real catalogue lets
 one expect of the whole {shown(record["foretold_from_a_quarter"])}. As many made titles as there are
 real ones, alone, have {shown(record["made_alone"])}. *Build* is encoding and trie together, *start* from
-the command to `/readyz`.
+the command to `/readyz`. The first row is the artifact's own catalogue. No training saw the first tokens that come anew, and
+the model would put them before all others, so each has the embedding of a known one that begins a single real title.
 """
 
 
@@ -184,11 +205,13 @@ def main() -> None:
     maker = TitleMaker(artifact.load_catalogue(), artifact.load_encoder())
     with tempfile.TemporaryDirectory() as folder, redis_server(Path(folder)) as store:
         scratch = Path(folder)
-        sizes = []
-        for size in given.sizes:
+        with_kin(artifact, maker.kin, scratch / "checkpoint")
+        sizes, asked = [], [len(artifact.load_catalogue()), *given.sizes]
+        for size in asked:
             print(f"{size:,} titles", file=sys.stderr, flush=True)
-            sizes.append(with_catalogue(artifact, maker, size, scratch / f"titles-{size}"))
-        made = [Artifact.open(scratch / f"titles-{size}") for size in given.sizes]
+            target = scratch / f"titles-{size}"
+            sizes.append(with_catalogue(artifact, scratch / "checkpoint", maker, size, target))
+        made = [Artifact.open(scratch / f"titles-{size}") for size in asked]
         starts = [
             start_seconds(one.path, store.url, scratch / f"start-{one.manifest.name}") for one in made
         ]
@@ -196,7 +219,7 @@ def main() -> None:
     sizes = [{**size, **one, **start} for size, one, start in zip(sizes, found, starts, strict=True)]
     worst = {
         **{goal: max(size[goal] for size in sizes) for goal in GOALS if goal in sizes[0]},
-        "p50_of_smallest": sizes[-1]["p50_ms"] / sizes[0]["p50_ms"],
+        "p50_of_smallest": sizes[-1]["p50_ms"] / sizes[1]["p50_ms"],  # of those that were asked for
     }
     record = {
         **described(_PACKAGES),

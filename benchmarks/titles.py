@@ -19,6 +19,10 @@ are what the real catalogue would have, were it that large. What that is, `Growt
 
 How far that can be trusted shows where the truth is known: `TitleMaker.foretold` is the whole real
 catalogue as seen from a random quarter of it.
+
+A model knows the first tokens that it was trained among. What it says of any other is worth nothing, and
+usually far too much: titles with such a first token would fill every answer. `TitleMaker.kin` names, for each
+of them, one that begins a single real title, for a model to treat them alike.
 """
 
 from __future__ import annotations
@@ -119,7 +123,14 @@ class TitleMaker:
         real: the model of what is made.
         encoder: turns titles into the tokens that count.
         seed: the same seed makes the same titles.
+
+    Attributes:
+        growth: what the real catalogue would be at other sizes.
+        kin: first tokens that no real title has, and for each a rare one that one has.
     """
+
+    growth: Growth
+    kin: dict[int, int]
 
     def __init__(self, real: Catalogue, encoder: PromptEncoder, seed: int = 0) -> None:
         self._real = real
@@ -138,6 +149,7 @@ class TitleMaker:
         fresh = self._fresh_words(round(self.growth.unseen))
         self._fresh_F = len(self._words) + np.arange(len(fresh))
         self._words += tuple(fresh)
+        self.kin = self._kin_of(tuple(fresh))
         like_W = np.concatenate((np.arange(len(numbers)), np.array([*fresh.values()], np.int64)))
         self._starts_W, self._stops_W = offsets[like_W], offsets[like_W + 1]
 
@@ -223,6 +235,15 @@ class TitleMaker:
                     begun.add(path[0])
                     fresh[form] = word
         return fresh
+
+    def _kin_of(self, fresh: Sequence[str]) -> dict[int, int]:
+        """For the first token of each fresh word a random one of those that begin a single real title."""
+        if not fresh:
+            return {}
+        first = [path[0] for path in self._encoder.encode_titles(self._titles)]
+        tokens, counts = np.unique(first, return_counts=True)
+        drawn = np.random.default_rng(self._seed).choice(tokens[counts == 1], len(fresh)).tolist()
+        return dict(zip((path[0] for path in self._encoder.encode_titles(fresh)), drawn, strict=True))
 
     def _suiting(self, taken: Sequence[str], count: int) -> float:
         """The novelty with which the titles, made ones included, have the decisions that are expected."""

@@ -84,6 +84,10 @@ def test_as_many_first_tokens_come_anew_as_the_rare_ones_let_expect(
     fresh = made - begun
     assert len(fresh) == 8
     assert set("mnopq") < fresh
+    # A model is to treat each as one that begins a single real title.
+    token = {letter: encoder.encode_titles([letter])[0][0] for letter in fresh | set("vwxyz")}
+    assert maker.kin.keys() == {token[letter] for letter in fresh}
+    assert set(maker.kin.values()) <= {token[letter] for letter in "vwxy"}  # z begins two
 
 
 def test_when_words_run_out_their_ends_begin_titles_and_are_followed_like_them(
