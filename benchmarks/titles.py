@@ -21,8 +21,8 @@ How far that can be trusted shows where the truth is known: `TitleMaker.foretold
 catalogue as seen from a random quarter of it.
 
 A model knows the first tokens that it was trained among. What it says of any other is worth nothing, and
-usually far too much: titles with such a first token would fill every answer. `TitleMaker.kin` names, for each
-of them, one that begins a single real title, for a model to treat them alike.
+usually far too much: titles with such a first token would fill every answer. `TitleMaker.kin` names, for
+each of them, one that begins a single real title, for a model to treat them alike.
 """
 
 from __future__ import annotations
