@@ -186,8 +186,8 @@ decisions along a straight line over the logarithm of the size. A random quarter
 one expect of the whole {shown(record["foretold_from_a_quarter"])}. As many made titles as there are
 real ones, alone, have {shown(record["made_alone"])}. *Build* is encoding and trie together, *start* from
 the command to `/readyz`. The first row is the artifact's own catalogue. No training saw the first tokens
-that come anew, and the model would put them before all others, so each has the embedding of a known one that
-begins a single real title.
+that come anew, and the model would put them before all others, so each has the embedding of a known one
+that begins a single real title.
 """
 
 
