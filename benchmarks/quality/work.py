@@ -43,6 +43,7 @@ from pruning.progress import Reporter
 from pruning.surgery.shape import Shape
 from pruning.teacher.folder import MODEL_FOLDER, TeacherRecord
 from pruning.teacher.train import train_teacher
+from pruning.training.precision import Precision
 from pruning.training.windows import Window
 from recommender.dataset import Dataset
 from recommender.prompt import PromptEncoder
@@ -64,6 +65,7 @@ class Asked:
         work: where everything is made.
         results: where the row is kept.
         trials: how many settings were tried on the validation split before.
+        precision: of all products, the teacher's too, so one work folder has one.
         shapes: the final shapes; those of SmolLM2-135M suit no other base.
     """
 
@@ -77,6 +79,7 @@ class Asked:
     seed: int = 0
     budget: float = 1.0
     trials: int = 1
+    precision: Precision = "float32"
     shapes: Shapes = field(default_factory=lambda: SHAPES)
 
     @property
@@ -87,6 +90,8 @@ class Asked:
         words += ["--method", self.method, "--seed", str(self.seed)]
         if self.method not in PEERS:
             words += ["--size", str(self.size), "--budget", f"{self.budget:g}"]
+        if self.precision != "float32":
+            words += ["--precision", self.precision]
         return shlex.join([*words, "--trials", str(self.trials)])
 
 
@@ -142,9 +147,8 @@ def make_bench(asked: Asked, reporter: Reporter) -> Bench:
     folder = asked.work / asked.dataset
     if not (folder / "dataset").exists():
         prepare(asked.source, folder / "dataset", PrepareOptions(name=asked.dataset), reporter.say)
-    record = train_teacher(
-        folder / "dataset", folder / "teacher", plan.teacher_config(asked.base), reporter
-    )
+    config = plan.teacher_config(asked.base, asked.precision)
+    record = train_teacher(folder / "dataset", folder / "teacher", config, reporter)
     teacher = load_checkpoint(folder / "teacher" / MODEL_FOLDER)
     dataset = Dataset(folder / "dataset")
     encoder = PromptEncoder(teacher.template, teacher.tokenizer)
@@ -152,18 +156,19 @@ def make_bench(asked: Asked, reporter: Reporter) -> Bench:
     return Bench(folder, dataset, record, task, encoder)
 
 
-def recipe_for(bench: Bench, method: Method, seed: int, budget: float) -> Recipe:
+def recipe_for(bench: Bench, asked: Asked) -> Recipe:
     """The method's recipe at a share of the full budget."""
-    recipe = plan.recipe_of(method)
-    windows, training = bench.windows(recipe, seed), recipe.stages[-1].training
+    recipe = plan.recipe_of(asked.method)
+    windows, training = bench.windows(recipe, asked.seed), recipe.stages[-1].training
     assert training is not None  # a recipe's last stage has one
-    tokens = round(budget * plan.PASSES * tokens_of(bench.windows()))
-    return plan.budgeted(recipe, steps_for(tokens, windows, training), steps_of_pass(windows, training))
+    tokens = round(asked.budget * plan.PASSES * tokens_of(bench.windows()))
+    steps, per_pass = steps_for(tokens, windows, training), steps_of_pass(windows, training)
+    return plan.budgeted(recipe, steps, per_pass, asked.precision)
 
 
 def _pruned(bench: Bench, asked: Asked, reporter: Reporter) -> tuple[RankArray, Row]:
     run = bench.run_folder(asked.seed)
-    recipe = recipe_for(bench, asked.method, asked.seed, asked.budget)
+    recipe = recipe_for(bench, asked)
     config = PruneConfig(
         recipe=recipe,
         target=plan.target_of(asked.method, asked.size, asked.shapes),
@@ -187,7 +192,7 @@ def _peer(bench: Bench, asked: Asked, reporter: Reporter) -> tuple[RankArray, Ro
         ranks_R = sasrec_ranks(bench.dataset, bench.task, asked.seed, reporter.say)
     else:
         ranks_R = _rank_teacher(bench, reporter)
-        windows, training = bench.windows(), plan.teacher_config(asked.base).training
+        windows, training = bench.windows(), plan.teacher_config(asked.base, asked.precision).training
         tokens = tokens_read(windows, training, bench.record.fit.steps)
     return ranks_R, _row(bench, asked, ranks_R, report=None, tokens=tokens)
 

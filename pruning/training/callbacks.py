@@ -10,6 +10,25 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from pruning.progress import Reporter
 
 
+class StopAt(TrainerCallback):
+    """Validates, saves and stops at a step that is the last, though the schedule may be longer."""
+
+    def __init__(self, last_step: int) -> None:
+        self._last_step = last_step
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - the Trainer's signature
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        if state.global_step >= self._last_step:
+            control.should_evaluate = True
+            control.should_save = True
+            control.should_training_stop = True
+
+
 class StopWhenStale(TrainerCallback):
     """Stops when neither the loss nor HR@10 has improved for `patience` validations (see `is_stale`)."""
 
@@ -59,8 +78,9 @@ def is_stale(log_history: Sequence[dict[str, float]], patience: int, best_by: st
 class Report(TrainerCallback):
     """Hands steps and validations to whoever is watching."""
 
-    def __init__(self, reporter: Reporter) -> None:
+    def __init__(self, reporter: Reporter, last_step: int) -> None:
         self._reporter = reporter
+        self._last_step = last_step
         self._count = reporter.counter("training")
 
     def on_step_end(
@@ -70,7 +90,7 @@ class Report(TrainerCallback):
         control: TrainerControl,  # noqa: ARG002
         **_: Any,
     ) -> None:
-        self._count(state.global_step, state.max_steps)
+        self._count(state.global_step, self._last_step)
 
     def on_evaluate(
         self,
@@ -82,7 +102,7 @@ class Report(TrainerCallback):
         entry = state.log_history[-1]
         hits = f", HR@10 {entry['eval_hr10']:.4f}" if "eval_hr10" in entry else ""
         self._reporter.say(
-            f"step {state.global_step}/{state.max_steps}, epoch {entry['epoch']:.2f}: "
+            f"step {state.global_step}/{self._last_step}, epoch {entry['epoch']:.2f}: "
             f"validation {nats_of(entry, 'eval_'):.3f} nats per title{hits}"
         )
 
@@ -93,5 +113,5 @@ class Report(TrainerCallback):
         control: TrainerControl,  # noqa: ARG002
         **_: Any,
     ) -> None:
-        if state.global_step < state.max_steps:  # it ended early: what was done is all there is
+        if state.global_step < self._last_step:  # it ended early: what was done is all there is
             self._count(state.global_step, state.global_step)

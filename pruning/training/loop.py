@@ -36,11 +36,11 @@ from pruning.errors import TrainingError
 from pruning.models import quiet_transformers
 from pruning.progress import Reporter
 from pruning.training.batches import Batch, TokenBudgetSampler, WindowIndices, collate
-from pruning.training.callbacks import RANKING, Report, StopWhenStale, is_stale
+from pruning.training.callbacks import RANKING, Report, StopAt, StopWhenStale, is_stale
 from pruning.training.logits import target_logits
 from pruning.training.lora import Trainable, load_adapters
 from pruning.training.objective import Objective
-from pruning.training.precision import Precision, multiplying_in
+from pruning.training.precision import Precision, attending_in_float32, multiplying_in
 from pruning.training.windows import Window
 from recommender.storage import write_file
 
@@ -60,6 +60,8 @@ class TrainingConfig(BaseModel):
         validations: how often in an epoch to validate and save; the last step always is.
         best_by: which validation figure chooses the checkpoint that is kept.
         max_steps: stop here whatever the epochs say (for a short try).
+        stop_after: end after so many of the epochs, though the learning rate falls over all of them: for a
+            schedule of which an early pass was found to be the best.
         precision: what the forward and backward passes multiply in; weights, gradients and the loss
             stay float32.
         gradient_checkpointing: whether to keep only each layer's input for the backward pass and compute
@@ -80,6 +82,7 @@ class TrainingConfig(BaseModel):
     validations: Annotated[int, Field(ge=1)] = 1
     best_by: Literal["loss", "catalogue_loss", "hr10", "ndcg10"] = "loss"
     max_steps: Annotated[int, Field(ge=1)] | None = None
+    stop_after: Annotated[int, Field(ge=1)] | None = None
     precision: Precision = "float32"
     gradient_checkpointing: Annotated[bool, Field(exclude=True)] = False
     seed: int = 0
@@ -130,6 +133,7 @@ def fit(
         raise TrainingError("the training split has no interaction; prepare a larger data set")
     sampler = TokenBudgetSampler(windows, config.tokens_per_batch, config.seed)
     steps = min(config.epochs * len(sampler), config.max_steps or math.inf)
+    last_step = min(steps, (config.stop_after or config.epochs) * len(sampler))
     interval = max(1, len(sampler) // config.validations)
     trainer = _WindowTrainer(
         windows=windows,
@@ -138,17 +142,22 @@ def fit(
         validate=validate,
         precision=config.precision,
         model=model,
-        args=_arguments(config, folder, int(steps), min(interval, int(steps))),
-        callbacks=[StopWhenStale(config.patience, config.best_by), Report(reporter)],
+        args=_arguments(config, folder, int(steps), min(interval, int(last_step))),
+        callbacks=[
+            StopAt(int(last_step)),
+            StopWhenStale(config.patience, config.best_by),
+            Report(reporter, int(last_step)),
+        ],
     )
     trainer.remove_callback(PrinterCallback)  # it writes to standard output, which is the user's
     last = processes.once(lambda: _last_whole_checkpoint(folder))
     state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME)) if last else None
     # The Trainer forgets that it had stopped, and would train on.
     if state is None or not (
-        state.global_step >= steps or is_stale(state.log_history, config.patience, config.best_by)
+        state.global_step >= last_step or is_stale(state.log_history, config.patience, config.best_by)
     ):
-        with quiet_transformers():  # or each checkpoint draws a bar of its own
+        # Quiet, or each checkpoint draws a bar of its own.
+        with quiet_transformers(), attending_in_float32(model.config):
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         state = trainer.state
     assert state.best_global_step is not None  # the last step is validated whatever the interval

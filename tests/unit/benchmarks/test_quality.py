@@ -43,7 +43,7 @@ def row(method: str, **changes: object) -> Row:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_gets_the_same_steps(method: str) -> None:
-    recipe = plan.budgeted(plan.recipe_of(method), 1500, 500)
+    recipe = plan.budgeted(plan.recipe_of(method), 1500, 500, "float32")
     trainings = [stage.training for stage in recipe.stages if stage.training is not None]
     assert sum(training.max_steps or 0 for training in trainings) == pytest.approx(1500, abs=2)
     assert all((training.max_steps or 0) <= training.epochs * 500 for training in trainings)

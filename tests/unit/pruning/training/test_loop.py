@@ -1,6 +1,7 @@
 """The loop: it learns, keeps the best, stops, resumes, and clears half-written checkpoints."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,38 @@ def test_the_last_step_is_validated_whatever_the_interval(work: Work, tmp_path: 
     asked = config(max_steps=whole.steps // 3 + 1)
     short = fit(work.model(), work.windows, NextToken(), work.validation, asked, tmp_path / "b", Silent())
     assert [v.step for v in short.validations] == [whole.steps // 3, whole.steps // 3 + 1]
+
+
+def test_a_schedule_that_stops_early_is_the_longer_ones_beginning(work: Work, tmp_path: Path) -> None:
+    models = {}
+    for name, stop_after in (("whole", None), ("stopped", 2)):
+        models[name] = work.model()
+        asked = config(stop_after=stop_after)
+        result = fit(
+            models[name], work.windows, NextToken(), work.validation, asked, tmp_path / name, Silent()
+        )
+        if name == "whole":
+            whole = result
+    assert [v.step for v in result.validations] == [v.step for v in whole.validations[:2]]
+    assert result.validations == whole.validations[:2]
+    # Asked again it is done, and not one step further.
+    again = work.model()
+    assert (
+        fit(again, work.windows, NextToken(), work.validation, asked, tmp_path / "stopped", Silent())
+        == result
+    )
+
+
+def test_progress_counts_to_the_step_that_is_the_last(work: Work, tmp_path: Path) -> None:
+    counted: list[tuple[int, int]] = []
+
+    class Counting(Silent):
+        def counter(self, what: str) -> Callable[[int, int], None]:
+            return lambda done, total: counted.append((done, total))
+
+    asked = config(stop_after=1, epochs=2)
+    result = fit(work.model(), work.windows, NextToken(), work.validation, asked, tmp_path, Counting())
+    assert counted == [(step, result.steps) for step in range(1, result.steps + 1)]
 
 
 def test_a_validation_loss_that_is_not_finite_ends_it(work: Work, tmp_path: Path) -> None:
