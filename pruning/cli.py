@@ -209,7 +209,7 @@ def export(
     from pruning.models import quiet_transformers
 
     with quiet_transformers():
-        artifact = export(run, out, catalogue)
+        artifact = export(run, out, catalogue, lambda line: typer.echo(line, err=True))
     if as_json:
         record = {"identity": artifact.identity, "path": str(out), "bytes": artifact.nbytes}
         typer.echo(json.dumps(record))

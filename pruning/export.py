@@ -1,11 +1,13 @@
 """Turns a finished run into an artifact that can be served.
 
-The weights are the last student's. The catalogue is the run's, or another one given by its items file:
-the model reads and writes titles, so new items need no training.
+The weights are the last student's. The catalogue is the run's, or another one given by its items file: the
+model reads and writes titles, so most new items need no training. What a title begins with is an exception,
+of which the export says so (`_untaught`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from pruning.data.interactions import items_from_table
 from pruning.data.records import open_table
 from pruning.errors import RunError
 from pruning.evaluation import lean_transformer
+from pruning.pipeline.record import read_plan
 from pruning.pipeline.results import RunReport
 from pruning.pipeline.run import (
     CATALOGUE_FILE,
@@ -63,21 +66,34 @@ def read_report(run: Path) -> RunReport:
         raise RunError(f"{file}: damaged ({problem}); remove it and repeat the prune command") from error
 
 
-def export(run: Path, out: Path, items_file: Path | None = None) -> Artifact:
+def export(
+    run: Path, out: Path, items_file: Path | None = None, say: Callable[[str], None] = lambda _: None
+) -> Artifact:
     """Writes the artifact `out`, whose name is the folder's; repeated, it says what stands there.
+
+    Args:
+        run: a finished one.
+        out: ARTIFACTS/NAME.
+        items_file: another catalogue than the run's.
+        say: told what to be careful of.
 
     Raises:
         InputError: an unfinished run, a bad items file, a name that artifacts cannot bear, or an
             `out` that holds something else.
     """
-    report = read_report(run)
+    report, plan = read_report(run), read_plan(run)
     checkpoint = stage_folder(run, len(report.stages), report.stages[-1]) / STUDENT_FOLDER
-    catalogue = Catalogue.from_parquet(run / CATALOGUE_FILE)
+    trained = catalogue = Catalogue.from_parquet(run / CATALOGUE_FILE)
     if items_file is not None:
-        catalogue = _another_catalogue(items_file, catalogue)
+        catalogue = _another_catalogue(items_file, trained)
     student = load_checkpoint(checkpoint)
     encoder = PromptEncoder(student.template, student.tokenizer)
-    trie = TitleTrie.build(encoder.encode_titles(catalogue.titles), catalogue.popularity)
+    paths = encoder.encode_titles(catalogue.titles)
+    if items_file is not None and plan.recipe.restores_among_catalogue:
+        untaught = _untaught(encoder.encode_titles(trained.titles), paths)
+        if untaught:
+            say(_careful(items_file, catalogue, untaught))
+    trie = TitleTrie.build(paths, catalogue.popularity)
     ranker = Ranker(catalogue, encoder, trie, lean_transformer(student.model))
     histories = read_record(run / HISTORIES_FILE, ReferenceHistories).histories
     try:
@@ -128,6 +144,27 @@ def _another_catalogue(items_file: Path, trained: Catalogue) -> Catalogue:
     known = dict(zip(trained.item_ids, trained.popularity, strict=True))
     ids = list(items.titles)
     return Catalogue.create(ids, list(items.titles.values()), [known.get(i, 0) for i in ids])
+
+
+def _untaught(trained: Sequence[Sequence[int]], paths: Sequence[Sequence[int]]) -> list[int]:
+    """Which titles begin with a token that no trained title begins with.
+
+    A student that is restored at the trie's decisions learns how likely a first token is beside the other
+    first ones of its catalogue. Of any other token it has learnt nothing, and such a one may outrank them
+    all. Further in, a new branch can but take what its own beginning is worth.
+    """
+    taught = {path[0] for path in trained}
+    return [index for index, path in enumerate(paths) if path[0] not in taught]
+
+
+def _careful(items_file: Path, catalogue: Catalogue, untaught: Sequence[int]) -> str:
+    first = catalogue.titles[untaught[0]]
+    return (
+        f"careful: {len(untaught):,} of the {len(catalogue.titles):,} titles in {items_file} begin as no "
+        f"title did that the student learnt to choose among, first {first!r}; nothing has taught it how "
+        "likely these are, and they may outrank all others. Leave them out, or prepare, train and prune "
+        "again with them in the catalogue"
+    )
 
 
 def reference_answer(ranker: Ranker, history: tuple[str, ...]) -> ReferenceAnswer:

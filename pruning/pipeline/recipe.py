@@ -92,6 +92,11 @@ class Recipe(_Part):
             for stage in self.stages
         )
 
+    @property
+    def restores_among_catalogue(self) -> bool:
+        """Whether the last restoration chooses among the catalogue's titles alone."""
+        return self.stages[-1].distillation.among == "catalogue"
+
     @model_validator(mode="after")
     def _names_and_shares_make_sense(self) -> Recipe:
         names = [stage.name for stage in self.stages]

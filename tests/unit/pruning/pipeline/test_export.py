@@ -84,6 +84,31 @@ def test_exporting_again_is_no_work_and_other_content_is_refused(folder: Path, t
     assert other.manifest.quality is None  # it was measured on another catalogue
 
 
+@pytest.mark.parametrize(("among", "warned"), [("catalogue", True), ("vocabulary", False)])
+def test_titles_that_begin_as_none_did_in_training_are_warned_of(
+    folder: Path, tmp_path: Path, among: str, warned: bool
+) -> None:
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    plan = json.loads((run / "plan.json").read_text())
+    plan["recipe"]["stages"][-1]["distillation"]["among"] = among
+    (run / "plan.json").write_text(json.dumps(plan))
+    items = tmp_path / "items.csv"
+    said: list[str] = []
+
+    items.write_text("item_id,title\n1,Red River\n77,Red Wholly New\n")  # new, but begins as others do
+    export(run, tmp_path / "kin", items, said.append)
+    export(run, tmp_path / "own", say=said.append)
+    assert said == []
+
+    items.write_text("item_id,title\n1,Red River\n77,Wholly New\n78,Xylophones\n")
+    artifact = export(run, tmp_path / "strangers", items, said.append)
+    assert artifact.load_catalogue().item_ids == ("1", "77", "78")
+    assert len(said) == warned
+    if warned:
+        assert "2 of the 3 titles" in said[0]
+        assert "'Wholly New'" in said[0]
+
+
 def test_last_digits_of_reference_scores_make_no_other_artifact(folder: Path, tmp_path: Path) -> None:
     manifest = export(folder / "run", tmp_path / "mine").path / MANIFEST
     content = json.loads(manifest.read_text())
