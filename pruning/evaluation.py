@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 
@@ -91,6 +92,11 @@ class RankingTask:
             if progress:
                 progress(begin + len(chosen), len(order))
         return ranks_R
+
+    def popularity_of_titles(self) -> npt.NDArray[np.int32]:
+        """(L,) how many training interactions have each distinct title."""
+        counts_L = np.bincount(self.trie.leaf_of_items(), weights=self._catalogue.popularity)
+        return counts_L.astype(np.int32)
 
     def popularity_ranks(self) -> RankArray:
         """(R,) the same for the list of all titles by their best item's training popularity."""

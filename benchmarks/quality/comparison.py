@@ -33,6 +33,8 @@ _SEEDS: dict[tuple[str, Method], tuple[int, ...]] = {
     (CURVE_SET, "paper"): (0, 1, 2),
 }
 _WORTH_KEEPING = 1.15
+_LEADING: tuple[Method, Method] = ("espalier", "scratch-distilled")
+_FAMILIARITY: tuple[tuple[int, int | None], ...] = ((0, 0), (1, 4), (5, 9), (10, 19), (20, 49), (50, None))
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,24 @@ class Paired:
     def above(self) -> bool:
         """`espalier` is better, and the interval leaves no doubt."""
         return self.difference.low > 0
+
+
+@dataclass(frozen=True)
+class Familiar:
+    """The test rows whose target title has been trained on so often.
+
+    Attributes:
+        fewest, most: training interactions with the title; of the most familiar group `most` is None.
+        rows: how many test rows that is.
+        ndcg10: each method's.
+        lead: `espalier` minus `scratch-distilled`; None: one of them has no row.
+    """
+
+    fewest: int
+    most: int | None
+    rows: int
+    ndcg10: dict[Method, float]
+    lead: Interval | None
 
 
 class Results:
@@ -131,6 +151,32 @@ class Results:
                 if pooled and len(pooled.sets) > 1:
                     found.append(pooled)
         return found
+
+    def by_familiarity(self, dataset: str, size: int, budget: float) -> list[Familiar]:
+        """NDCG@10 by how often the target's title was trained on; none where that is not known."""
+        stored = self._ranks.get(dataset, {})
+        wanted: list[tuple[Method, int | None, float | None]] = [
+            ("teacher", None, None),
+            ("sasrec", None, None),
+            *((method, size, budget) for method in _LEADING),
+        ]
+        rows = {one[0]: found for one in wanted if (found := self.of(dataset, *one))}
+        if "seen" not in stored or not set(_LEADING) & set(rows):
+            return []
+        values = {method: self._values(found, gains) for method, found in rows.items()}
+        groups = []
+        for fewest, most in _FAMILIARITY:
+            among_R = (stored["seen"] >= fewest) & (stored["seen"] <= (math.inf if most is None else most))
+            if not among_R.any():
+                continue
+            lead = None
+            if set(_LEADING) <= set(rows):
+                ours_R, theirs_R = (values[method][among_R] for method in _LEADING)
+                users = [f"{user:06d}" for user in stored["users"][among_R].tolist()]
+                lead = UserBootstrap(users).difference(ours_R, theirs_R)
+            means = {method: float(value_R[among_R].mean()) for method, value_R in values.items()}
+            groups.append(Familiar(fewest, most, int(among_R.sum()), means, lead))
+        return groups
 
     def standing(self, size: int, budget: float) -> dict[Method, Paired | None]:
         """`espalier` against each control that the size asks for, pooled; None: not measured."""

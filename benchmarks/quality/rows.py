@@ -1,7 +1,7 @@
 """What is kept of a finished run: its row of figures, and the rank of every test row's target.
 
     quality.json            `Quality`: all rows of all data sets
-    quality_ranks/SET.npz   `users`, a number for each test row's user; and `ranks` under each row's key
+    quality_ranks/SET.npz   `users` and `seen` of `TestRows`; and `ranks` under each row's key
 
 Ranks are small numbers without a title or an id, so runs of different days can be compared in pairs.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -82,6 +83,21 @@ class Row(BaseModel):
         return f"{self.method}-{self.size}-{self.seed}-{self.budget:g}"
 
 
+@dataclass(frozen=True)
+class TestRows:
+    """What is known of a set's test rows, whatever ranks them.
+
+    Attributes:
+        users_R: a number for each row's user.
+        seen_R: how many training interactions have the row's target title.
+    """
+
+    __test__ = False  # pytest takes it for a test by its name
+
+    users_R: npt.NDArray[np.int32]
+    seen_R: npt.NDArray[np.int32]
+
+
 class Quality(BaseModel):
     """All rows, in the order in which a page shows them."""
 
@@ -97,7 +113,7 @@ def read_quality(results: Path) -> Quality:
 
 
 def read_ranks(results: Path, dataset: str) -> dict[str, npt.NDArray[np.int32]]:
-    """`users` and each row's ranks, by key; empty before the first."""
+    """`users`, `seen` and each row's ranks, by key; empty before the first."""
     file = results / RANKS_FOLDER / f"{dataset}.npz"
     if not file.exists():
         return {}
@@ -105,13 +121,14 @@ def read_ranks(results: Path, dataset: str) -> dict[str, npt.NDArray[np.int32]]:
         return {name: stored[name].astype(np.int32) for name in stored.files}
 
 
-def keep(results: Path, row: Row, user_of_row: npt.NDArray[np.int32], ranks_R: RankArray) -> None:
+def keep(results: Path, row: Row, test_rows: TestRows, ranks_R: RankArray) -> None:
     """Adds a row and its ranks, in place of those of the same key."""
     rows = [r for r in read_quality(results).runs if (r.dataset, r.key) != (row.dataset, row.key)]
     ordered = sorted(
         [*rows, row], key=lambda r: (r.dataset, r.size or 0, r.method, r.seed, -(r.budget or 0))
     )
-    stored = read_ranks(results, row.dataset) | {"users": user_of_row, row.key: ranks_R}
+    traits = {"users": test_rows.users_R, "seen": test_rows.seen_R}
+    stored = read_ranks(results, row.dataset) | traits | {row.key: ranks_R}
     (results / RANKS_FOLDER).mkdir(parents=True, exist_ok=True)
     write_file(results / RANKS_FOLDER / f"{row.dataset}.npz", _compressed(stored))
     write_file(results / QUALITY_FILE, Quality(runs=tuple(ordered)).model_dump_json(indent=2) + "\n")
@@ -120,7 +137,8 @@ def keep(results: Path, row: Row, user_of_row: npt.NDArray[np.int32], ranks_R: R
 def _compressed(arrays: Mapping[str, npt.NDArray[np.int32]]) -> bytes:
     buffer = io.BytesIO()
     narrow = {
-        name: array.astype(np.int16 if name == "users" else np.int8) for name, array in arrays.items()
+        name: array.astype(np.int16 if name in ("users", "seen") else np.int8)
+        for name, array in arrays.items()
     }
     np.savez_compressed(buffer, allow_pickle=False, **narrow)
     return buffer.getvalue()

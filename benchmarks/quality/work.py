@@ -27,7 +27,7 @@ from benchmarks.quality.budget import (
     training_windows,
 )
 from benchmarks.quality.plan import SHAPES, Shapes, Size
-from benchmarks.quality.rows import Bounds, Method, Row, keep
+from benchmarks.quality.rows import Bounds, Method, Row, TestRows, keep
 from benchmarks.quality.sasrec import sasrec_ranks
 from benchmarks.records import commit
 from pruning.checkpoint import load_checkpoint
@@ -137,9 +137,14 @@ def make_row(asked: Asked, reporter: Reporter) -> Row:
         ranks_R, row = _peer(bench, asked, reporter)
     else:
         ranks_R, row = _pruned(bench, asked, reporter)
-    _, users_R = np.unique(np.asarray(bench.task.rows.user_ids, dtype=object), return_inverse=True)
-    keep(asked.results, row, users_R.astype(np.int32), ranks_R)
+    keep(asked.results, row, test_rows(bench.task), ranks_R)
     return row
+
+
+def test_rows(task: RankingTask) -> TestRows:
+    """Whose the task's rows are, and how often their target titles were trained on."""
+    _, users_R = np.unique(np.asarray(task.rows.user_ids, dtype=object), return_inverse=True)
+    return TestRows(users_R.astype(np.int32), task.popularity_of_titles()[task.target_leaves_R])
 
 
 def make_bench(asked: Asked, reporter: Reporter) -> Bench:

@@ -10,7 +10,7 @@ from small_run import TITLES, write_dataset
 from benchmarks.quality import plan
 from benchmarks.quality.comparison import Results
 from benchmarks.quality.page import write_page
-from benchmarks.quality.rows import Row, keep, read_quality, read_ranks
+from benchmarks.quality.rows import Row, TestRows, keep, read_quality, read_ranks
 from benchmarks.quality.sasrec import sasrec_ranks
 from pruning.evaluation import RankingTask
 from pruning.teacher.scratch import train_tokenizer
@@ -73,18 +73,20 @@ def test_controls_differ_from_ours_in_one_thing() -> None:
 
 
 def test_rows_and_ranks_are_kept_replaced_and_paired(tmp_path: Path) -> None:
-    users_R = np.array([0, 0, 1, 2, 2, 3], np.int32)
+    rows = TestRows(np.array([0, 0, 1, 2, 2, 3], np.int32), np.array([0, 1, 2, 3, 4, 500], np.int32))
     ours_R, theirs_R = np.array([1, 2, 0, 1, 3, 1], np.int32), np.array([1, 0, 0, 2, 3, 9], np.int32)
-    keep(tmp_path, row("espalier"), users_R, np.zeros(6, np.int32))
-    keep(tmp_path, row("espalier", hr10=0.2, retention_hr10=1.1, retention_ndcg10=0.9), users_R, ours_R)
-    keep(tmp_path, row("scratch-distilled"), users_R, theirs_R)
-    keep(tmp_path, row("espalier", budget=0.25), users_R, ours_R)
+    keep(tmp_path, row("espalier"), rows, np.zeros(6, np.int32))
+    keep(tmp_path, row("espalier", hr10=0.2, retention_hr10=1.1, retention_ndcg10=0.9), rows, ours_R)
+    keep(tmp_path, row("scratch-distilled"), rows, theirs_R)
+    keep(tmp_path, row("espalier", budget=0.25), rows, ours_R)
     assert [r.key for r in read_quality(tmp_path).runs] == [
         "espalier-95-0-1",
         "espalier-95-0-0.25",
         "scratch-distilled-95-0-1",
     ]
-    assert read_ranks(tmp_path, "movies_and_tv")["espalier-95-0-1"].tolist() == ours_R.tolist()
+    stored = read_ranks(tmp_path, "movies_and_tv")
+    assert stored["espalier-95-0-1"].tolist() == ours_R.tolist()
+    assert stored["seen"].tolist() == rows.seen_R.tolist()
     results = Results(tmp_path)
     paired = results.paired("scratch-distilled", 95, 1.0, ["movies_and_tv", "video_games"])
     assert paired is not None

@@ -11,11 +11,12 @@ import pytest
 
 from benchmarks.quality.comparison import Results, worth_keeping
 from benchmarks.quality.page import page, write_page
-from benchmarks.quality.rows import Row, keep
+from benchmarks.quality.rows import Row, TestRows, keep
 from recommender.ranking import Interval, UserBootstrap
 
 MOVIES, GAMES = "movies_and_tv", "video_games"
 USERS = {MOVIES: [0, 0, 1, 1], GAMES: [0, 1]}
+SEEN = {MOVIES: [0, 7, 9, 300], GAMES: [4, 50]}
 TEACHER = 0.375
 
 
@@ -42,7 +43,8 @@ def put(folder: Path, dataset: str, method: str, ranks: list[int], **changes: ob
         "commit": "abc",
         "date": "2026-11-27",
     }
-    keep(folder, Row.model_validate(figures | changes), np.array(USERS[dataset], np.int32), ranks_R)
+    rows = TestRows(np.array(USERS[dataset], np.int32), np.array(SEEN[dataset], np.int32))
+    keep(folder, Row.model_validate(figures | changes), rows, ranks_R)
 
 
 @pytest.fixture
@@ -139,6 +141,20 @@ def test_the_page_says_it_plainly(folder: Path) -> None:
     assert len(drawn.findall(".//{*}title")) == 3
     names = [one.text for one in drawn.iter("{http://www.w3.org/2000/svg}text")]
     assert {"espalier", "scratch-distilled", "teacher"} <= set(names)
+
+
+def test_rare_titles_and_frequent_ones_stand_apart(folder: Path) -> None:
+    groups = Results(folder).by_familiarity(MOVIES, 95, 1.0)
+    assert [(one.fewest, one.most, one.rows) for one in groups] == [(0, 0, 1), (5, 9, 2), (50, None, 1)]
+    never, some, often = groups
+    assert never.ndcg10 == {"teacher": 1, "espalier": 1, "scratch-distilled": 0.5}
+    assert never.lead == Interval(value=0.5, low=0.5, high=0.5)
+    assert some.ndcg10["espalier"] == pytest.approx((0.75 + 0.5) / 2)  # its seeds averaged
+    assert some.lead is not None
+    assert (some.lead.value, some.lead.low, some.lead.high) == pytest.approx((0.125, 0, 0.25))
+    assert often.ndcg10["teacher"] == 0
+    assert Results(folder).by_familiarity(MOVIES, 98, 1.0) == []
+    assert "| 5-9 | 2 | 0.2500 | — | 0.6250 | 0.5000 | 0.1250 [0.0000, 0.2500] |" in page(Results(folder))
 
 
 def test_no_rows_make_a_page_that_says_so(tmp_path: Path) -> None:

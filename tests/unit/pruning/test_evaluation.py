@@ -61,7 +61,10 @@ def test_popularity_ranks_titles_by_their_best_item(base) -> None:
         np.arange(5, dtype=np.int64),
     )
     # Both Red Rivers rank by the more popular one; equals stand in catalogue order.
-    assert RankingTask(catalogue, encoder, rows).popularity_ranks().tolist() == [1, 2, 1, 3, 4]
+    task = RankingTask(catalogue, encoder, rows)
+    assert task.popularity_ranks().tolist() == [1, 2, 1, 3, 4]
+    # What was trained on is the title, whichever of its items was.
+    assert task.popularity_of_titles()[task.target_leaves_R].tolist() == [10, 5, 10, 5, 0]
 
 
 def test_rank_of_looks_no_deeper_than_the_metrics() -> None:
