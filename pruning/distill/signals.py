@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor
 
+from pruning.training.decisions import NEVER
+
 _TINY = 1e-9
 
 
@@ -31,7 +33,10 @@ class DenseSignal:
 
 @dataclass(frozen=True)
 class TopSignal:
-    """The teacher's k likeliest tokens, ids and log-probabilities, (P, K) each."""
+    """The teacher's k likeliest tokens, ids and log-probabilities, (P, K) each.
+
+    Where fewer than K tokens may follow, the rest of the row is filled up with `NEVER`, whatever the id.
+    """
 
     ids_PK: Tensor
     log_probs_PK: Tensor
@@ -49,8 +54,8 @@ class TopSignal:
         Merging tokens into a bucket never increases a divergence (data processing inequality), so
         this is a lower bound of the dense one, and equal to it when k is the vocabulary.
         """
-        student_PK = student_PV.gather(-1, self.ids_PK)
         teacher_PK = self.log_probs_PK
+        student_PK = student_PV.gather(-1, self.ids_PK).where(teacher_PK > NEVER, NEVER)
         listed_P = (teacher_PK.exp() * (teacher_PK - student_PK)).sum(-1)
         rest_teacher_P = (1 - teacher_PK.exp().sum(-1)).clamp_min(0)
         rest_student_P = (1 - student_PK.exp().sum(-1)).clamp_min(_TINY)

@@ -4,7 +4,7 @@ The cache is made once a run and serves every stage: the teacher reads the train
 time instead of once an epoch. It is written in parts, each whole or absent, so a killed run goes on
 with the part that is missing.
 
-Shapes: as in `signals`; N windows of a part.
+Shapes: as in `signals`; T targets of a window, X tokens of all targets, end to end.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ from pruning import processes
 from pruning.distill.signals import DenseSignal, Signal, TopSignal
 from pruning.errors import RunError
 from pruning.training.batches import Batch, batches_in_order
+from pruning.training.decisions import NEVER
 from pruning.training.logits import target_logits
 from pruning.training.precision import Precision, multiplying_in
 from pruning.training.windows import Window
 from recommender.storage import write_file
 
+LAYOUT = 2
+"""Of the parts: signals that are laid out otherwise are to stand in another folder."""
 _WINDOWS_PER_PART = 512
 _TOKENS_PER_BATCH = 4096
 
@@ -90,16 +93,20 @@ class CachedTeacher:
         Raises:
             RunError: a part is missing, damaged, or belongs to other windows.
         """
+        self._counts: list[Tensor] = []  # of the tokens that each target of a window has
         self._ids: list[Tensor] = []
         self._log_probs: list[Tensor] = []
         for part, first in enumerate(range(0, len(windows), _WINDOWS_PER_PART)):
             members = windows[first : first + _WINDOWS_PER_PART]
-            counts = [window.target_tokens for window in members]
+            targets = [window.target_tokens for window in members]
             file = _part_file(folder, part)
             try:
                 tensors = load_file(file)
-                self._ids.extend(torch.split(tensors["ids"], counts))
-                self._log_probs.extend(torch.split(tensors["log_probs"], counts))
+                counts = torch.split(tensors["counts"], targets)
+                tokens = [int(count_T.sum()) for count_T in counts]
+                self._counts.extend(counts)
+                self._ids.extend(torch.split(tensors["ids"], tokens))
+                self._log_probs.extend(torch.split(tensors["log_probs"], tokens))
             except (OSError, SafetensorError, KeyError, RuntimeError) as error:
                 raise RunError(
                     f"{file}: not the teacher's signals ({error}); remove the folder, it is made again"
@@ -107,9 +114,15 @@ class CachedTeacher:
 
     def signal(self, batch: Batch) -> TopSignal:
         device = batch.labels_P.device
-        ids_PK = torch.cat([self._ids[window] for window in batch.windows])
-        log_probs_PK = torch.cat([self._log_probs[window] for window in batch.windows])
-        return TopSignal(ids_PK.to(device).long(), log_probs_PK.to(device).float())
+        count_P, ids_X, log_probs_X = (
+            torch.cat([of_window[window] for window in batch.windows])
+            for of_window in (self._counts, self._ids, self._log_probs)
+        )
+        there_PK = torch.arange(int(count_P.max())) < count_P[:, None]
+        ids_PK = torch.zeros(there_PK.shape, dtype=torch.long)
+        log_probs_PK = torch.full(there_PK.shape, NEVER)
+        ids_PK[there_PK], log_probs_PK[there_PK] = ids_X.long(), log_probs_X.float()
+        return TopSignal(ids_PK.to(device), log_probs_PK.to(device))
 
 
 def cache_signals(
@@ -141,21 +154,25 @@ def cache_signals(
 def _signals_of(
     teacher: PreTrainedModel, windows: Sequence[Window], log_probs: LogProbs, config: CachedSignal
 ) -> dict[str, Tensor]:
-    """The top k of every target token, in the order of the windows."""
-    k = config.top_k
-    live = [TopSignal(torch.empty(0, k), torch.empty(0, k))] * len(windows)
+    """The top k of every target token that may follow there, end to end in the order of the windows."""
+    counts, ids, log_probs_of = ([torch.empty(0)] * len(windows) for _ in range(3))
     for on_cpu in batches_in_order(windows, _TOKENS_PER_BATCH):
         batch = on_cpu.to(teacher.device)
         with multiplying_in(config.precision, teacher.device):
             logits_PV = target_logits(teacher, batch)
-        top = TopSignal.of(log_probs(logits_PV.float(), batch), k)
+        top = TopSignal.of(log_probs(logits_PV.float(), batch), config.top_k)
+        there_PK = top.log_probs_PK > NEVER
         stops = np.cumsum([windows[index].target_tokens for index in batch.windows]).tolist()
         for index, stop in zip(batch.windows, stops, strict=True):
             rows = slice(stop - windows[index].target_tokens, stop)
-            live[index] = TopSignal(top.ids_PK[rows].cpu(), top.log_probs_PK[rows].cpu())
+            there_TK = there_PK[rows]
+            counts[index] = there_TK.sum(-1).cpu()
+            ids[index] = top.ids_PK[rows][there_TK].cpu()
+            log_probs_of[index] = top.log_probs_PK[rows][there_TK].cpu()
     return {
-        "ids": torch.cat([signal.ids_PK for signal in live]).to(torch.int32),
-        "log_probs": torch.cat([signal.log_probs_PK for signal in live]).to(torch.float16),
+        "counts": torch.cat(counts).to(torch.int32),
+        "ids": torch.cat(ids).to(torch.int32),
+        "log_probs": torch.cat(log_probs_of).to(torch.float16),
     }
 
 

@@ -31,6 +31,7 @@ from pruning import processes
 from pruning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pruning.distill.objective import Distillation, among_vocabulary
 from pruning.distill.sources import (
+    LAYOUT,
     CachedSignal,
     CachedTeacher,
     LiveTeacher,
@@ -274,7 +275,7 @@ def _signal_source(
         return LiveTeacher(bench.teacher.model, log_probs)
     # All that the signals depend on; the data set and the teacher are the run's own.
     augmentation = None if bench.augmentation is None else (bench.augmentation.model_dump(), bench.seed)
-    depends = digest(stage.distillation.among, signal.precision, augmentation)
+    depends = digest(stage.distillation.among, signal.precision, augmentation, LAYOUT)
     folder = bench.folder / f"signals-{signal.top_k}-{depends}"
     counter = bench.reporter.counter("caching the teacher's signals")
     cache_signals(bench.teacher.model, windows, log_probs, signal, folder, counter)

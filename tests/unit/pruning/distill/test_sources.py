@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_run import TITLES, write_dataset
 
 from pruning.distill import sources
@@ -9,18 +10,20 @@ from pruning.distill.objective import among_vocabulary
 from pruning.distill.signals import TopSignal
 from pruning.distill.sources import CachedSignal, CachedTeacher, LiveTeacher, cache_signals
 from pruning.errors import RunError
+from pruning.teacher.base import Base
 from pruning.teacher.scratch import ScratchConfig, base_from_scratch
 from pruning.training.batches import batches_in_order
+from pruning.training.decisions import NEVER, Children, at_decisions
 from pruning.training.windows import UserPacker
 from recommender.dataset import Dataset
 from recommender.prompt import PromptEncoder, PromptTemplate
+from recommender.trie import TitleTrie
 
 TOP_5 = CachedSignal(kind="cached", top_k=5)
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory: pytest.TempPathFactory):
-    dataset = Dataset(write_dataset(tmp_path_factory.mktemp("data")))
+def base() -> Base:
     shape = ScratchConfig(
         hidden_size=16,
         intermediate_size=24,
@@ -30,8 +33,22 @@ def taught(tmp_path_factory: pytest.TempPathFactory):
     )
     base = base_from_scratch(shape, TITLES, PromptTemplate())
     base.model.model.embed_tokens.weight.data.mul_(20)  # far from uniform
+    return base
+
+
+@pytest.fixture(scope="module")
+def taught(base: Base, tmp_path_factory: pytest.TempPathFactory):
+    dataset = Dataset(write_dataset(tmp_path_factory.mktemp("data")))
     windows = UserPacker(PromptEncoder(PromptTemplate(), base.tokenizer), TITLES).training(dataset)
     return base.model, windows
+
+
+@pytest.fixture(scope="module")
+def trie(base: Base) -> TitleTrie:
+    """One title more than the histories have: six and seven alternatives, where there are not five."""
+    encoder = PromptEncoder(PromptTemplate(), base.tokenizer)
+    titles = (*TITLES, "Red Harbor")
+    return TitleTrie.build(encoder.encode_titles(titles), [0] * len(titles))
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +72,27 @@ def test_cached_signals_are_the_live_ones(taught, tmp_path: Path) -> None:
         torch.testing.assert_close(
             signal.forward_kl(student), top.forward_kl(student), atol=5e-3, rtol=5e-3
         )
+
+
+def test_at_decisions_only_what_may_follow_is_kept(taught, trie: TitleTrie, tmp_path: Path) -> None:
+    model, windows = taught
+    forks, children = at_decisions(windows, trie), Children(trie)
+    top_6 = CachedSignal(kind="cached", top_k=6)
+    cache_signals(model, forks, children.among_catalogue, top_6, tmp_path, lambda *_: None)
+    cached, live = CachedTeacher(tmp_path, forks), LiveTeacher(model, children.among_catalogue)
+    kept = load_file(next(tmp_path.iterdir()))
+    assert len(kept["ids"]) == kept["counts"].sum() < 6 * len(kept["counts"])
+    for batch in batches_in_order(forks, 700):
+        dense, signal = live.signal(batch), cached.signal(batch)
+        alternatives = [len(trie.children(int(node))) for node in batch.nodes_P]
+        assert (signal.log_probs_PK > NEVER).sum(-1).tolist() == [min(6, count) for count in alternatives]
+        torch.manual_seed(0)
+        student = children.among_catalogue(torch.randn_like(dense.log_probs_PV), batch)
+        top = TopSignal.of(dense.log_probs_PV, 6).forward_kl(student)
+        torch.testing.assert_close(signal.forward_kl(student), top, atol=5e-3, rtol=5e-3)
+        whole = torch.tensor(alternatives) <= 6
+        assert not whole.all()
+        torch.testing.assert_close(top[whole], dense.forward_kl(student)[whole], atol=1e-4, rtol=1e-4)
 
 
 def test_parts_that_stand_are_kept_and_a_missing_one_is_made(taught, tmp_path: Path) -> None:
