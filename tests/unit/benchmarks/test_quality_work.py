@@ -12,7 +12,7 @@ from small_run import TITLES, Silent, teacher_config, write_source
 
 from benchmarks.quality.plan import Shapes
 from benchmarks.quality.reproduce import Reproduction, reproduce
-from benchmarks.quality.rows import Row, keep, read_quality, read_ranks
+from benchmarks.quality.rows import Row, TestRows, keep, read_quality, read_ranks
 from benchmarks.quality.trials import COLUMNS, TRIALS_FILE, log_trial
 from benchmarks.quality.work import Asked, make_row
 from pruning.checkpoint import save_checkpoint
@@ -100,7 +100,7 @@ def test_a_reproduction_stands_beside_what_is_published(made: Made) -> None:
     assert made.first.published is None
     assert made.first.lines()[-1] == "No row of rivers is published: espalier-95-0-1"
     ranks = read_ranks(made.folder / "work" / "results", "rivers")
-    keep(made.folder / "published", row, ranks["users"], ranks[row.key])
+    keep(made.folder / "published", row, TestRows(ranks["users"], ranks["seen"]), ranks[row.key])
     found = made.again(Silent())
     assert found.published == row
     assert found.here.ndcg10 == row.ndcg10
