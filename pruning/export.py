@@ -18,6 +18,7 @@ from pruning.data.interactions import items_from_table
 from pruning.data.records import open_table
 from pruning.errors import RunError
 from pruning.evaluation import lean_transformer
+from pruning.pipeline.files import read_record
 from pruning.pipeline.record import read_plan
 from pruning.pipeline.results import RunReport
 from pruning.pipeline.run import (
@@ -26,7 +27,7 @@ from pruning.pipeline.run import (
     REPORT_FILE,
     ReferenceHistories,
 )
-from pruning.pipeline.stage import STUDENT_FOLDER, read_record, stage_folder
+from pruning.pipeline.stage import STUDENT_FOLDER, stage_folder
 from recommender.artifact import (
     MANIFEST,
     WEIGHTS,

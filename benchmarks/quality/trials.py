@@ -11,9 +11,9 @@ from benchmarks.quality.budget import tokens_restored
 from benchmarks.records import commit
 from pruning.checkpoint import load_checkpoint
 from pruning.export import read_report
+from pruning.pipeline.files import read_record
 from pruning.pipeline.record import SOURCES_FILE, RunSources, read_plan
 from pruning.pipeline.results import RunReport
-from pruning.pipeline.stage import read_record
 from pruning.teacher.folder import MODEL_FOLDER
 from recommender.dataset import Dataset
 from recommender.prompt import PromptEncoder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from pruning.distill.sources import CachedSignal, LiveSignal, LogProbs, SignalSource
@@ -26,6 +26,16 @@ class DistillationConfig(BaseModel):
     forward_kl: Annotated[float, Field(ge=0)] = 0.8
     among: Literal["vocabulary", "catalogue"] = "vocabulary"
     signal: Annotated[LiveSignal | CachedSignal, Field(discriminator="kind")] = CachedSignal(kind="cached")
+
+    @model_validator(mode="after")
+    def _only_titles_are_mixed(self) -> DistillationConfig:
+        if (
+            isinstance(self.signal, CachedSignal)
+            and self.signal.collaborative
+            and self.among != "catalogue"
+        ):
+            raise ValueError('a collaborative signal knows titles only: it needs among = "catalogue"')
+        return self
 
 
 def among_vocabulary(logits_PV: Tensor, batch: Batch) -> Tensor:  # noqa: ARG001 - as `LogProbs`

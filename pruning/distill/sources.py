@@ -50,6 +50,7 @@ class CachedSignal(BaseModel):
 
     Attributes:
         precision: what the teacher multiplies in.
+        collaborative: mix a sequence model of the training histories into them (`collaborative.py`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +58,7 @@ class CachedSignal(BaseModel):
     kind: Literal["cached"]
     top_k: Annotated[int, Field(ge=1)] = 64
     precision: Precision = "float32"
+    collaborative: bool = False
 
 
 LogProbs = Callable[[Tensor, Batch], Tensor]

@@ -13,9 +13,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from pruning.errors import RunError
+from pruning.pipeline.files import digest, read_record
 from pruning.pipeline.plan import Target
 from pruning.pipeline.recipe import Recipe
-from pruning.pipeline.stage import PlannedStage, digest, plan_stages, read_record
+from pruning.pipeline.stage import PlannedStage, plan_stages
 from pruning.surgery.shape import Shape
 from recommender.storage import write_file
 

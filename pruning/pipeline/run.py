@@ -3,7 +3,8 @@
 RUN/settings.json, plan.json, sources.json  see `record.py`
 RUN/teacher_figures.json               the teacher's figures on the validation split
 RUN/directions-KEY.safetensors         what the recipe's rotation turns the channels into
-RUN/scores/, signals-K-KEY/, stages/   see `stage.py`
+RUN/scores/, stages/                   see `stage.py`
+RUN/signals-K-KEY/, collaborative-KEY/ see `labels.py`
 RUN/test/*.npy                         ranks of the whole test split
 RUN/catalogue.parquet, histories.json  what an export needs of the data set
 RUN/report.json                        `RunReport`, written last: the run is done
@@ -28,12 +29,14 @@ from pruning.evaluation import ModelValidation, RankingTask
 from pruning.folder import claim
 from pruning.importance.calibration import CalibrationBatch
 from pruning.importance.directions import principal_directions
+from pruning.pipeline.bench import Bench
+from pruning.pipeline.files import kept, read_record
 from pruning.pipeline.plan import Target, plan_shapes
 from pruning.pipeline.quality import judge, kept_ranks
 from pruning.pipeline.recipe import Recipe
 from pruning.pipeline.record import SETTINGS_FILE, RunPlan, RunSettings, RunSources, write_record
 from pruning.pipeline.results import Figures, RunReport, StageResult, TestResult
-from pruning.pipeline.stage import Bench, PlannedStage, kept, read_record, run_stage
+from pruning.pipeline.stage import PlannedStage, run_stage
 from pruning.progress import Reporter
 from pruning.surgery.adapter import CausalModel
 from pruning.surgery.canonical import canonical
@@ -183,14 +186,15 @@ def _prepare(
 ) -> Bench:
     encoder = PromptEncoder(teacher.template, teacher.tokenizer)
     packer = UserPacker(encoder, dataset.catalogue.titles)
-    windows, augmentation = packer.training(dataset), config.recipe.augmentation
-    more = [] if augmentation is None else packer.augmented(dataset, augmentation, config.seed)
+    training, augmentation = packer.training(dataset), config.recipe.augmentation
+    augmented = [] if augmentation is None else packer.augmented(dataset, augmentation, config.seed)
     return Bench(
         folder=out,
         teacher=teacher,
-        windows=[*windows, *more],
+        training=training,
+        augmented=augmented,
         augmentation=augmentation,
-        calibration=calibration_batches(windows, config.recipe.calibration.windows, config.seed),
+        calibration=calibration_batches(training, config.recipe.calibration.windows, config.seed),
         validation=ModelValidation(dataset, encoder, config.validation_rows, config.seed),
         seed=config.seed,
         reporter=reporter,

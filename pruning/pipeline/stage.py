@@ -1,7 +1,7 @@
 """One stage of a recipe: score → select → slice; repair, distil, round if asked to; all kept as files.
 
     RUN/scores/AXIS-METHOD-KEY.safetensors importance scores
-    RUN/signals-K-KEY/                     the teacher's K likeliest tokens, cached
+    RUN/signals-K-KEY/, collaborative-KEY/ see `labels.py`
     RUN/stages/N-NAME-KEY/cut.json         what was kept
                          /after_cut.json   figures of the student before restoration
                          /training/        the Trainer's checkpoints and learning curves
@@ -15,87 +15,39 @@ done is never done again, and changing a later stage's target finds the earlier 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ValidationError
-from transformers import PreTrainedModel
 
 from pruning import processes
-from pruning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from pruning.distill.objective import Distillation, among_vocabulary
-from pruning.distill.sources import (
-    LAYOUT,
-    CachedSignal,
-    CachedTeacher,
-    LiveTeacher,
-    LogProbs,
-    SignalSource,
-    cache_signals,
-)
-from pruning.errors import RunError
-from pruning.evaluation import ModelValidation
+from pruning.checkpoint import load_checkpoint, save_checkpoint
 from pruning.importance.activation import ActivationImportance
-from pruning.importance.calibration import CalibrationBatch
 from pruning.importance.paper import PaperImportance
 from pruning.importance.random_choice import RandomImportance
 from pruning.importance.scores import Axis, ImportanceMethod, Scores, load_scores, save_scores
 from pruning.importance.selection import select
+from pruning.pipeline.bench import Bench
+from pruning.pipeline.files import digest, kept, read_record, store_record
+from pruning.pipeline.labels import labelled
 from pruning.pipeline.recipe import Calibration, Recipe, Stage
 from pruning.pipeline.results import Figures, StageResult
-from pruning.progress import Reporter
 from pruning.repair import repair
 from pruning.surgery.adapter import CausalModel, redrawn
 from pruning.surgery.retained import Cut
 from pruning.surgery.shape import Shape
 from pruning.surgery.slicing import apply_cut
-from pruning.training.decisions import Children, at_decisions
 from pruning.training.loop import TrainingConfig, fit
-from pruning.training.windows import Augmentation, Window
-from recommender.errors import first_problem
-from recommender.ranking import UserBootstrap, gains, hits
-from recommender.storage import new_directory, write_file
+from recommender.storage import new_directory
 
 STUDENT_FOLDER = "student"
 TRAINING_FOLDER = "training"
 CUT_FILE = "cut.json"
 AFTER_CUT_FILE = "after_cut.json"
 RESULT_FILE = "result.json"
-_RecordT = TypeVar("_RecordT", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What every stage works with; the last of `windows` are those of `augmentation`."""
-
-    folder: Path
-    teacher: Checkpoint
-    windows: Sequence[Window]
-    augmentation: Augmentation | None
-    calibration: Sequence[CalibrationBatch]
-    validation: ModelValidation
-    seed: int
-    reporter: Reporter
-
-    def figures(self, model: PreTrainedModel) -> Figures:
-        measured = processes.once(lambda: self.validation.measure(model))
-        ranks_R = measured.ranks_R
-        bootstrap = UserBootstrap(self.validation.user_ids)
-        hr10, ndcg10 = bootstrap.mean(hits(ranks_R, 10)), bootstrap.mean(gains(ranks_R, 10))
-        return Figures(
-            loss=measured.loss,
-            catalogue_loss=measured.catalogue_loss,
-            hr10=hr10.value,
-            ndcg10=ndcg10.value,
-            hr10_interval=hr10,
-            ndcg10_interval=ndcg10,
-        )
 
 
 def stage_folder(run: Path, number: int, stage: StageResult) -> Path:
@@ -140,12 +92,21 @@ def plan_stages(recipe: Recipe, shapes: Sequence[Shape], first: str) -> list[Pla
     before = first
     more = [] if recipe.augmentation is None else [recipe.augmentation.model_dump()]
     for number, (stage, shape) in enumerate(zip(recipe.stages, shapes, strict=True), start=1):
-        # What a recipe leaves out must not move the keys of runs from before there was a word for it.
-        asked = stage.model_dump(exclude=None if stage.rounding else {"rounding"})
-        key = digest(before, recipe.calibration.model_dump(), *more, asked, shape.model_dump())
+        key = digest(before, recipe.calibration.model_dump(), *more, _asked(stage), shape.model_dump())
         planned.append(PlannedStage(number, stage, recipe.calibration, shape, before, key))
         before = key
     return planned
+
+
+def _asked(stage: Stage) -> dict[str, Any]:
+    """The stage's words. Those left out must not move the keys of runs from before there were such."""
+    asked = stage.model_dump()
+    if stage.rounding is None:
+        del asked["rounding"]
+    signal = asked["distillation"]["signal"]
+    if not signal.get("collaborative"):
+        signal.pop("collaborative", None)
+    return asked
 
 
 def run_stage(bench: Bench, planned: PlannedStage, student: CausalModel) -> tuple[StageResult, CausalModel]:
@@ -186,7 +147,7 @@ def run_stage(bench: Bench, planned: PlannedStage, student: CausalModel) -> tupl
         after_restoration=bench.figures(student) if steps or stage.rounding else after_cut,
         restoration_steps=steps,
     )
-    _write_record(result_file, result)
+    store_record(result_file, result)
     return result, student
 
 
@@ -241,9 +202,7 @@ def _restore(
 ) -> int:
     """Trains `student` in place. Returns the steps."""
     training = training.model_copy(update={"seed": bench.seed})
-    windows, log_probs = _targets(bench, stage)
-    source = _signal_source(bench, stage, windows, log_probs)
-    objective = Distillation(stage.distillation, source, log_probs)
+    windows, objective = labelled(bench, stage.distillation)
     result = fit(
         student,
         windows,
@@ -255,61 +214,3 @@ def _restore(
     )
     student.eval()  # type: ignore[no-untyped-call]
     return result.steps
-
-
-def _targets(bench: Bench, stage: Stage) -> tuple[Sequence[Window], LogProbs]:
-    """The windows with the targets that the stage is restored on, and what those are chosen among."""
-    if stage.distillation.among == "vocabulary":
-        return bench.windows, among_vocabulary
-    trie = bench.validation.trie
-    return at_decisions(bench.windows, trie), Children(trie).among_catalogue
-
-
-def _signal_source(
-    bench: Bench, stage: Stage, windows: Sequence[Window], log_probs: LogProbs
-) -> SignalSource | None:
-    signal = stage.distillation.signal
-    if not stage.distillation.forward_kl:
-        return None
-    if not isinstance(signal, CachedSignal):
-        return LiveTeacher(bench.teacher.model, log_probs)
-    # All that the signals depend on; the data set and the teacher are the run's own.
-    augmentation = None if bench.augmentation is None else (bench.augmentation.model_dump(), bench.seed)
-    depends = digest(stage.distillation.among, signal.precision, augmentation, LAYOUT)
-    folder = bench.folder / f"signals-{signal.top_k}-{depends}"
-    counter = bench.reporter.counter("caching the teacher's signals")
-    cache_signals(bench.teacher.model, windows, log_probs, signal, folder, counter)
-    return CachedTeacher(folder, windows)
-
-
-def kept(file: Path, kind: type[_RecordT], make: Callable[[], _RecordT]) -> _RecordT:
-    """The record that stands in `file`, or the one that `make` gives, which then stands there."""
-    if processes.once(file.exists):
-        return read_record(file, kind)
-    record = make()
-    _write_record(file, record)
-    return record
-
-
-def _write_record(file: Path, record: BaseModel) -> None:
-    text = record.model_dump_json(indent=2) + "\n"
-    processes.once(lambda: write_file(file, text))
-
-
-def read_record(file: Path, kind: type[_RecordT]) -> _RecordT:
-    """The record in a file of the run.
-
-    Raises:
-        RunError: the file is missing or damaged.
-    """
-    try:
-        return kind.model_validate_json(file.read_bytes())
-    except OSError as error:
-        raise RunError(f"{file}: cannot be read ({error.strerror}); repeat the prune command") from error
-    except ValidationError as error:
-        raise RunError(f"{file}: damaged ({first_problem(error)}); remove it and run again") from error
-
-
-def digest(*parts: Any) -> str:
-    """Twelve hex digits that name these JSON values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

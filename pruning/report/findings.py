@@ -15,6 +15,7 @@ from torch import Tensor
 from pruning.checkpoint import Checkpoint, load_checkpoint
 from pruning.errors import RunError
 from pruning.evaluation import RankingTask, lean_transformer
+from pruning.pipeline.files import read_record
 from pruning.pipeline.record import SOURCES_FILE, RunSources
 from pruning.pipeline.run import (
     CATALOGUE_FILE,
@@ -23,7 +24,7 @@ from pruning.pipeline.run import (
     calibration_batches,
     read_directions,
 )
-from pruning.pipeline.stage import STUDENT_FOLDER, read_record
+from pruning.pipeline.stage import STUDENT_FOLDER
 from pruning.progress import Reporter
 from pruning.report.examples import COUNT, Example, examples
 from pruning.report.latency import LatencyReport, measure_latency

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from pruning.errors import RunError
 from pruning.importance.scores import Axis, Scores, load_scores
+from pruning.pipeline.files import read_record
+from pruning.pipeline.labels import TeachersShare, share_file
 from pruning.pipeline.record import RunPlan, RunSettings, read_plan, read_settings
 from pruning.pipeline.results import Figures, RunReport, StageResult
 from pruning.pipeline.run import FIGURES_FILE, REPORT_FILE
@@ -21,7 +23,6 @@ from pruning.pipeline.stage import (
     STUDENT_FOLDER,
     TRAINING_FOLDER,
     PlannedStage,
-    read_record,
 )
 from pruning.surgery.retained import Cut
 from pruning.training.callbacks import nats_of
@@ -44,12 +45,18 @@ class Curve:
 
 @dataclass(frozen=True)
 class StageView:
-    """One stage as far as it has come; `scores` hold the axes that have been scored."""
+    """One stage as far as it has come.
+
+    Attributes:
+        scores: of the axes that have been scored.
+        share: the teacher's in the signals, where they are a mixture and have been made.
+    """
 
     planned: PlannedStage
     scores: dict[Axis, Scores]
     cut: Cut | None
     after_cut: Figures | None
+    share: TeachersShare | None
     curve: Curve | None
     result: StageResult | None
     student: Path | None
@@ -119,11 +126,13 @@ def _read_stage(run: Path, seed: int, planned: PlannedStage) -> StageView:
     cut, after_cut = folder / CUT_FILE, folder / AFTER_CUT_FILE
     result, student = folder / RESULT_FILE, folder / STUDENT_FOLDER
     files = planned.score_files(run, seed)
+    share = share_file(run, planned.stage.distillation)
     return StageView(
         planned=planned,
         scores={axis: load_scores(file) for axis, file in files.items() if file.is_file()},
         cut=read_record(cut, Cut) if cut.is_file() else None,
         after_cut=read_record(after_cut, Figures) if after_cut.is_file() else None,
+        share=read_record(share, TeachersShare) if share is not None and share.is_file() else None,
         curve=_read_curve(folder / TRAINING_FOLDER),
         result=read_record(result, StageResult) if result.is_file() else None,
         student=student if student.is_dir() else None,

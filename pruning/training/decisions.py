@@ -83,21 +83,21 @@ class Children:
 
     def log_probs(self, logits_PV: Tensor, nodes_P: Tensor) -> Tensor:
         """(P, V) log-probabilities renormalised over each node's children, `NEVER` elsewhere."""
-        rows_X, tokens_X = self._edges(nodes_P.cpu())
+        rows_X, tokens_X, _ = self.edges(nodes_P.cpu())
         others_PV = torch.ones_like(logits_PV, dtype=torch.bool)
         others_PV[rows_X.to(logits_PV.device), tokens_X.to(logits_PV.device)] = False
         # Twice: the first keeps them out of the sum, the second makes the rest one number.
         masked_PV = logits_PV.masked_fill(others_PV, NEVER).log_softmax(dim=-1)
         return masked_PV.masked_fill(others_PV, NEVER)
 
-    def _edges(self, nodes_P: Tensor) -> tuple[Tensor, Tensor]:
-        """Row of the batch and token of every edge that leaves the nodes."""
+    def edges(self, nodes_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(X,) each: of every edge that leaves the nodes, row of the batch, token, and the child."""
         first_P = self._offsets[nodes_P]
         counts_P = self._offsets[nodes_P + 1] - first_P
         rows_X = torch.repeat_interleave(torch.arange(len(nodes_P)), counts_P)
         before_P = counts_P.cumsum(0) - counts_P
         edges_X = torch.arange(len(rows_X)) + (first_P - before_P)[rows_X]
-        return rows_X, self._tokens[edges_X]
+        return rows_X, self._tokens[edges_X], edges_X + 1
 
 
 class NextDecision:

@@ -28,12 +28,15 @@ class Window:
         target_to: … and one past their last (the separator's). Same length as `target_from`.
         decisions: position and trie node of the tokens that are predicted; None: all of the target titles
             (`pruning.training.decisions`).
+        items: the items whose titles stand in `tokens`, in their order; the targets are the last
+            `len(target_from)` of them.
     """
 
     tokens: tuple[int, ...]
     target_from: tuple[int, ...]
     target_to: tuple[int, ...]
     decisions: tuple[tuple[int, int], ...] | None = None
+    items: tuple[int, ...] = ()
 
     @property
     def target_tokens(self) -> int:
@@ -110,16 +113,16 @@ class UserPacker:
         return [self._window(items, start, positions) for start, positions in by_start.items()]
 
     def _window(self, items: Sequence[int], start: int, targets: Sequence[int]) -> Window:
-        wanted = set(targets)
+        wanted, stop = set(targets), max(targets) + 1
         tokens = list(self._encoder.instruction_ids)
         begins, ends = [], []
-        for position in range(start, max(targets) + 1):
+        for position in range(start, stop):
             title = self._tokens_of[items[position]]
             if position in wanted:
                 begins.append(len(tokens))
                 ends.append(len(tokens) + len(title))
             tokens.extend(title)
-        return Window(tuple(tokens), tuple(begins), tuple(ends))
+        return Window(tuple(tokens), tuple(begins), tuple(ends), items=tuple(items[start:stop]))
 
 
 def _positions(user: UserSequence, split: Split) -> list[int]:

@@ -15,10 +15,12 @@ from pruning.checkpoint import load_checkpoint
 from pruning.errors import RecipeError, RunError
 from pruning.export import export
 from pruning.judging import evaluate
+from pruning.pipeline.files import digest, read_record
+from pruning.pipeline.labels import TeachersShare
 from pruning.pipeline.plan import Target
 from pruning.pipeline.results import RunReport
 from pruning.pipeline.run import PruneConfig, prune
-from pruning.pipeline.stage import digest, plan_stages, stage_folder
+from pruning.pipeline.stage import plan_stages, stage_folder
 from pruning.report.build import write_report
 from pruning.surgery.shape import Shape
 from recommender.dataset import Dataset
@@ -146,7 +148,7 @@ def test_a_stage_without_training_is_cut_and_no_more(folder: Path, tmp_path: Pat
     assert judged.model == report.test.student
 
 
-def test_a_key_does_not_know_of_a_rounding_that_is_not_there() -> None:
+def test_a_key_does_not_know_of_words_that_are_left_out() -> None:
     stage = recipe(DEPTH_FIRST).stages[-1]
     shape = Shape.model_validate(dict.fromkeys(Shape.model_fields, 1) | {"model_type": "llama"})
     keys = []
@@ -155,6 +157,7 @@ def test_a_key_does_not_know_of_a_rounding_that_is_not_there() -> None:
         keys.append(plan_stages(alone, [shape], "before")[0].key)
     assert keys[1] != keys[0]
     dumped = {name: value for name, value in stage.model_dump().items() if name != "rounding"}
+    del dumped["distillation"]["signal"]["collaborative"]
     calibration = recipe(RECIPE).calibration.model_dump()
     assert keys[1] == digest("before", calibration, dumped, shape.model_dump())
 
@@ -253,7 +256,7 @@ precision = "bfloat16"
 
 [stages.distillation]
 among = "catalogue"
-signal = { kind = "cached", top_k = 8, precision = "bfloat16" }
+signal = { kind = "cached", top_k = 8, precision = "bfloat16", collaborative = true }
 """
 
 
@@ -269,23 +272,36 @@ def test_a_rotated_student_of_augmented_decisions_resumes_and_is_exported(
     assert stage.after_restoration.catalogue_loss < stage.after_restoration.loss
 
     (directions,) = run.glob("directions-*.safetensors")
-    stood = directions.stat().st_mtime_ns
+    (collaborative,) = run.glob("collaborative-*")
+    share = read_record(collaborative / "share.json", TeachersShare)
+    assert share.mixture <= min(share.teacher, share.collaborative)
+    made = (directions, *collaborative.iterdir())
+    stood = [file.stat().st_mtime_ns for file in made]
     shutil.rmtree(run / "stages")
     (run / "report.json").unlink()
     assert prune(folder / "dataset", folder / "teacher", run, asked, Silent()) == first
-    assert directions.stat().st_mtime_ns == stood
+    assert [file.stat().st_mtime_ns for file in made] == stood
 
     shown = write_report(run, Silent())
     assert shown.missing == ()
     page = shown.page.read_text()
     assert "16 of 32 hidden channels stay, the strongest direction first" in page
     assert "% of the principal directions of the stream carry 80 %" in page
+    assert f"{share.share:.0%} of the teacher" in page
 
     directions.write_bytes(b"no tensors")
     (run / "report.json").unlink()
     with pytest.raises(RunError, match=r"directions-.*damaged"):
         prune(folder / "dataset", folder / "teacher", run, asked, Silent())
     directions.unlink()
+    assert prune(folder / "dataset", folder / "teacher", run, asked, Silent()) == first
+
+    (collaborative / "model.safetensors").write_bytes(b"no tensors")
+    shutil.rmtree(run / "stages")
+    (run / "report.json").unlink()
+    with pytest.raises(RunError, match=r"collaborative-.*model.safetensors: damaged"):
+        prune(folder / "dataset", folder / "teacher", run, asked, Silent())
+    (collaborative / "model.safetensors").unlink()
     assert prune(folder / "dataset", folder / "teacher", run, asked, Silent()) == first
 
     artifact = export(run, tmp_path / "artifact")

@@ -1,0 +1,141 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from small_run import TITLES, Silent, write_dataset
+from torch import Tensor
+
+from pruning.distill.collaborative import (
+    Mixture,
+    TitleSequences,
+    best_share,
+    fit_on_titles,
+    held_out_log_probs,
+)
+from pruning.distill.sasrec import PartlyPredicted, SasRec
+from pruning.teacher.base import Base
+from pruning.teacher.scratch import ScratchConfig, base_from_scratch
+from pruning.training.batches import batches_in_order
+from pruning.training.decisions import Children, at_decisions
+from pruning.training.logits import target_logits
+from pruning.training.windows import UserPacker, Window
+from recommender.dataset import Dataset
+from recommender.prompt import PromptEncoder, PromptTemplate
+from recommender.trie import TitleTrie
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    shape = ScratchConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    base = base_from_scratch(shape, TITLES, PromptTemplate())
+    base.model.model.embed_tokens.weight.data.mul_(20)  # far from uniform
+    return base
+
+
+@pytest.fixture(scope="module")
+def packed(base: Base, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sequence[Window], TitleTrie]:
+    dataset = Dataset(write_dataset(tmp_path_factory.mktemp("data")))
+    encoder = PromptEncoder(PromptTemplate(), base.tokenizer)
+    titles = dataset.catalogue.titles
+    trie = TitleTrie.build(encoder.encode_titles(titles), [0] * len(titles))
+    return UserPacker(encoder, titles).training(dataset), trie
+
+
+def drawn_model(trie: TitleTrie) -> SasRec:
+    torch.manual_seed(0)
+    model = SasRec(TitleSequences(trie).ids, 64).eval()
+    with torch.no_grad():
+        model.ids.weight[:-1].mul_(20)  # far from uniform, too
+    return model
+
+
+def test_a_sequence_is_what_the_window_says(packed) -> None:
+    windows, trie = packed
+    for window, sequence in zip(windows, TitleSequences(trie).of(windows), strict=True):
+        beginning, *leaves = sequence.ids
+        assert beginning == trie.leaf_count
+        paths = [trie.path(leaf) for leaf in leaves]
+        tokens = tuple(token for path in paths for token in path)
+        assert window.tokens[-len(tokens) :] == tokens
+        spans = zip(window.target_from, window.target_to, strict=True)
+        assert [window.tokens[begin:end] for begin, end in spans] == paths[-sequence.predicted :]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_titles_have_the_mixture_of_both_probabilities(base: Base, packed, share: float) -> None:
+    windows, trie = packed
+    model, forks = drawn_model(trie), at_decisions(windows, trie)
+    teacher_Q, other_Q = held_out_log_probs(base.model, model, windows, trie, "float32")
+    mixture, chosen = Mixture(trie, model, forks, share), []
+    for batch in batches_in_order(forks, 4096):
+        with torch.inference_mode():
+            logits_PV = target_logits(base.model, batch)
+        mixed_PV = mixture.log_probs(logits_PV, batch)
+        torch.testing.assert_close(mixed_PV.exp().sum(-1), torch.ones(len(mixed_PV)))
+        teacher_PV = Children(trie).log_probs(logits_PV, batch.nodes_P)
+        assert ((mixed_PV > -1e4) == (teacher_PV > -1e4)).all()  # the same tokens may follow
+        if share == 1:
+            torch.testing.assert_close(mixed_PV, teacher_PV, atol=1e-4, rtol=1e-4)
+        chosen.extend(sums_of_titles(batch, forks, mixed_PV))
+    expected_Q = share * teacher_Q.exp() + (1 - share) * other_Q.exp()
+    torch.testing.assert_close(torch.tensor(chosen).exp().double(), expected_Q, atol=1e-7, rtol=1e-3)
+
+
+def sums_of_titles(batch, forks: Sequence[Window], mixed_PV: Tensor) -> list[float]:
+    """Each target title's log-probability, by hand."""
+    sums, place = [], 0
+    for index in batch.windows:
+        window = forks[index]
+        for begin, end in zip(window.target_from, window.target_to, strict=True):
+            here = [position for position, _ in window.decisions if begin <= position < end]
+            sums.append(sum(mixed_PV[place + i, window.tokens[at]].item() for i, at in enumerate(here)))
+            place += len(here)
+    return sums
+
+
+def test_the_best_share_is_the_one_that_held_out_titles_like_best() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher_Q, other_Q = (torch.randn(400, generator=generator).double() - 3 for _ in range(2))
+
+    def likelihood(share: float) -> float:
+        return (share * teacher_Q.exp() + (1 - share) * other_Q.exp()).log().mean().item()
+
+    found = best_share(teacher_Q, other_Q)
+    assert 0.01 < found < 0.99
+    assert likelihood(found) >= max(likelihood(step / 100) for step in range(1, 100)) - 1e-9
+    assert best_share(teacher_Q, teacher_Q - 1) > 0.99
+    assert best_share(teacher_Q - 1, teacher_Q) < 0.01
+
+
+def test_a_sequence_model_learns_what_follows_what(base: Base, tmp_path: Path) -> None:
+    dataset = Dataset(write_dataset(tmp_path, users=80))
+    encoder = PromptEncoder(PromptTemplate(), base.tokenizer)
+    titles = dataset.catalogue.titles
+    trie = TitleTrie.build(encoder.encode_titles(titles), [0] * len(titles))
+    packer, reporter = UserPacker(encoder, titles), Silent()
+    held_out = packer.held_out(dataset, "valid")
+    model = fit_on_titles(TitleSequences(trie), packer.training(dataset), held_out, 0, reporter)
+    reached = [float(line.rpartition(" ")[2]) for line in reporter.lines]
+    assert max(reached) > 0.5 > reached[0]
+    teacher_Q, other_Q = held_out_log_probs(base.model, model, held_out, trie, "float32")
+    assert other_Q.mean() > teacher_Q.mean() + 1  # the drawn teacher knows nothing
+    assert best_share(teacher_Q, other_Q) < 0.3
+
+
+def test_only_what_is_predicted_is_scored_and_from_what_stands_before() -> None:
+    torch.manual_seed(0)
+    model = SasRec(7, 5).eval()
+    long, short = PartlyPredicted((0, 1, 2, 3), 2), PartlyPredicted((4, 5), 1)
+    scores_PI = model.scores([long, short])
+    assert scores_PI.shape == (3, 7)
+    assert long.targets + short.targets == (2, 3, 5)
+    torch.testing.assert_close(scores_PI[2:], model.scores([short]))
+    # The last one of a sequence is a target only: another in its place changes nothing.
+    torch.testing.assert_close(scores_PI[:2], model.scores([PartlyPredicted((0, 1, 2, 6), 2)]))
