@@ -85,6 +85,13 @@ def train(
         ),
     ] = "vocabulary",
     label_smoothing: Annotated[float, typer.Option(min=0, max=0.99)] = 0.0,
+    collaborative: Annotated[
+        float | None,
+        typer.Option(
+            help="With --among catalogue: what part of the loss, such as 0.5, is to agree with a small "
+            "sequence model of the same histories, which is trained first."
+        ),
+    ] = None,
     tokens_per_batch: Annotated[int, typer.Option(min=16)] = 2048,
     patience: Annotated[int, typer.Option(min=1, help="Validations without a gain before it stops.")] = 3,
     precision: Annotated[
@@ -138,6 +145,7 @@ def train(
         lora_rank=lora_rank,
         among=among,
         label_smoothing=label_smoothing,
+        collaborative=collaborative,
         validation_rows=validation_rows,
     )
     with processes.joined(), console_reporter(quiet=not processes.is_main()) as reporter:

@@ -75,7 +75,10 @@ def _introduction() -> str:
         "have one final shape (depth-only: whole layers of full width under the same limit) and read "
         "equally many training tokens; budget 1 is twelve readings of the training histories. "
         "`scratch-distilled`, `scratch` and `random` differ from `espalier` in one thing each: drawn "
-        "weights, which warm up longer; those, and no teacher; what is kept. All products of a set, the "
+        "weights, which warm up longer; those, and no teacher; what is kept. Where their recipe says "
+        "`collaborative`, all that are distilled but `paper` are shown a mixture of the teacher and of a "
+        "sequence model like `sasrec` (decision 18), so they can keep more than all of the teacher; "
+        "`sasrec` is what such a model ranks by itself. All products of a set, the "
         "teacher's too, are float32's, or bfloat16's where the commands at the end say so."
     )
 

@@ -17,13 +17,19 @@ Shapes: P decisions, V vocabulary, X children of all their nodes, Q target title
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pruning import processes
 from pruning.distill.sasrec import PartlyPredicted, SasRec, fit_sasrec, parts
+from pruning.distill.signals import DenseSignal
+from pruning.errors import RunError
 from pruning.progress import Reporter
 from pruning.training.batches import Batch, batches_in_order
 from pruning.training.decisions import NEVER, Children, at_decisions
@@ -31,6 +37,7 @@ from pruning.training.logits import target_logits
 from pruning.training.precision import Precision, multiplying_in
 from pruning.training.windows import Window
 from recommender.ranking import DEPTH, gains
+from recommender.storage import write_file
 from recommender.trie import TitleTrie
 
 _TOKENS_PER_BATCH = 4096
@@ -85,6 +92,36 @@ def fit_on_titles(
     return fit_sasrec(titles.ids, longest, learned, ndcg10, seed, reporter.say)
 
 
+def kept_on_titles(
+    file: Path,
+    titles: TitleSequences,
+    training: Sequence[Window],
+    validation: Sequence[Window],
+    seed: int,
+    reporter: Reporter,
+) -> SasRec:
+    """The model that stands in `file`, or one that is trained now, and then stands there.
+
+    Raises:
+        RunError: the file is damaged, or of other titles.
+    """
+
+    def make() -> None:
+        if not file.exists():
+            reporter.say("training a sequence model of the histories' titles")
+            model = fit_on_titles(titles, training, validation, seed, reporter)
+            write_file(file, save(model.state_dict()))
+
+    processes.once(make)
+    try:
+        weights = load_file(file)
+        model = SasRec(titles.ids, len(weights["positions.weight"]))
+        model.load_state_dict(weights)
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise RunError(f"{file}: damaged ({error}); remove it and run again") from error
+    return model.eval()
+
+
 class Mixture:
     """Mixes a sequence model's distribution over titles into the teacher's, decision by decision."""
 
@@ -124,6 +161,18 @@ class Mixture:
         # A child that both give nothing is still one that may follow.
         mixed_PV[on_device] = mixed_X.log().clamp_min(NEVER / 2).to(teacher_PV)
         return mixed_PV
+
+
+class SequenceSignal:
+    """What the sequence model alone says of a batch's decisions: a `SignalSource` that asks no teacher."""
+
+    def __init__(self, trie: TitleTrie, model: SasRec, windows: Sequence[Window], vocabulary: int) -> None:
+        self._mixture = Mixture(trie, model, windows, teachers_share=0.0)
+        self._vocabulary = vocabulary
+
+    def signal(self, batch: Batch) -> DenseSignal:
+        unread_PV = torch.zeros(len(batch.labels_P), self._vocabulary, device=batch.labels_P.device)
+        return DenseSignal(self._mixture.log_probs(unread_PV, batch))
 
 
 def _title_of_decisions(windows: Sequence[Window]) -> Tensor:

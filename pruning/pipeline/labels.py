@@ -13,16 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 
-from pruning import processes
 from pruning.distill.collaborative import (
     Mixture,
     TitleSequences,
     best_share,
-    fit_on_titles,
     held_out_log_probs,
+    kept_on_titles,
 )
 from pruning.distill.objective import Distillation, DistillationConfig, among_vocabulary
 from pruning.distill.sasrec import SasRec
@@ -35,13 +32,11 @@ from pruning.distill.sources import (
     SignalSource,
     cache_signals,
 )
-from pruning.errors import RunError
 from pruning.pipeline.bench import Bench
 from pruning.pipeline.files import digest, kept
 from pruning.training.decisions import Children, at_decisions
 from pruning.training.precision import Precision
 from pruning.training.windows import Window
-from recommender.storage import write_file
 
 _MODEL_FILE = "model.safetensors"
 _SHARE_FILE = "share.json"
@@ -113,32 +108,20 @@ def _mixture(bench: Bench, signal: CachedSignal, windows: Sequence[Window]) -> L
     """The teacher's signals with the sequence model's mixed in, in the share that suits held-out titles."""
     trie = bench.validation.trie
     folder = _collaborative_folder(bench.folder, signal)
-    model = _sequence_model(bench, folder / _MODEL_FILE)
+    model = kept_on_titles(
+        folder / _MODEL_FILE,
+        TitleSequences(trie),
+        bench.training,
+        bench.validation.windows,
+        bench.seed,
+        bench.reporter,
+    )
     share = kept(folder / _SHARE_FILE, TeachersShare, lambda: _share(bench, model, signal.precision))
     bench.reporter.say(
         f"collaborative signal: {share.collaborative:.2f} nats per title on the validation split, the "
         f"teacher {share.teacher:.2f}, both {share.mixture:.2f} with {share.share:.0%} of the teacher"
     )
     return Mixture(trie, model, windows, share.share).log_probs
-
-
-def _sequence_model(bench: Bench, file: Path) -> SasRec:
-    titles, validation = TitleSequences(bench.validation.trie), bench.validation.windows
-
-    def make() -> None:
-        if not file.exists():
-            bench.reporter.say("training a sequence model of the histories' titles")
-            model = fit_on_titles(titles, bench.training, validation, bench.seed, bench.reporter)
-            write_file(file, save(model.state_dict()))
-
-    processes.once(make)
-    try:
-        weights = load_file(file)
-        model = SasRec(titles.ids, len(weights["positions.weight"]))
-        model.load_state_dict(weights)
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        raise RunError(f"{file}: damaged ({error}); remove it and run again") from error
-    return model.eval()
 
 
 def _share(bench: Bench, model: SasRec, precision: Precision) -> TeachersShare:

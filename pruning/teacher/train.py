@@ -1,6 +1,7 @@
 """Fine-tunes a base into a teacher: the model that the pruned one is measured against.
 
 TEACHER/settings.json     what was asked for; another request is refused
+TEACHER/collaborative.safetensors  the sequence model that helped to train it, if one did
 TEACHER/training/         the Trainer's checkpoints and learning curves
 TEACHER/model/            the best checkpoint, a plain Hugging Face folder
 TEACHER/teacher.json      `TeacherRecord`, written last: the training is done
@@ -8,6 +9,7 @@ TEACHER/teacher.json      `TeacherRecord`, written last: the training is done
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -17,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pruning import processes
 from pruning.checkpoint import save_checkpoint
+from pruning.distill.collaborative import SequenceSignal, TitleSequences, kept_on_titles
+from pruning.distill.objective import Distillation, DistillationConfig
 from pruning.evaluation import ModelValidation, RankingTask, lean_transformer
 from pruning.folder import claim
 from pruning.progress import Reporter
@@ -35,9 +39,9 @@ from recommender.dataset import Dataset
 from recommender.prompt import SEPARATOR, PromptEncoder, PromptTemplate
 from recommender.ranking import Metrics, UserBootstrap, gains
 from recommender.storage import new_directory, sha256_of, write_file
-from recommender.trie import TitleTrie
 
 _SETTINGS_FILE = "settings.json"
+_COLLABORATIVE_FILE = "collaborative.safetensors"
 
 
 class TeacherConfig(BaseModel):
@@ -49,6 +53,8 @@ class TeacherConfig(BaseModel):
         among: what the next token is chosen among: the whole vocabulary at every token of a title, or the
             catalogue's tokens at the trie's decisions, as in the search. Labels are smoothed in the first
             only: most tokens never follow in the second.
+        collaborative: how much of the loss is the divergence from a sequence model of the same histories
+            (`pruning/distill/collaborative.py`); the rest is the truth's cross-entropy.
         validation_rows: so many rows of the validation split are ranked at each validation.
     """
 
@@ -60,13 +66,16 @@ class TeacherConfig(BaseModel):
     lora_rank: Annotated[int, Field(ge=1)] | None = None
     among: Literal["vocabulary", "catalogue"] = "vocabulary"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    collaborative: Annotated[float, Field(gt=0, lt=1)] | None = None
     prompt: PromptTemplate = PromptTemplate()
     validation_rows: Annotated[int, Field(ge=1)] = 1000
 
     @model_validator(mode="after")
-    def _smooths_a_vocabulary(self) -> Self:
+    def _suits_what_is_chosen_among(self) -> Self:
         if self.label_smoothing and self.among == "catalogue":
             raise ValueError("label_smoothing needs among = vocabulary")
+        if self.collaborative is not None and self.among == "vocabulary":
+            raise ValueError("collaborative needs among = catalogue: a sequence model knows titles only")
         return self
 
 
@@ -108,7 +117,10 @@ def train_teacher(
     encoder = PromptEncoder(config.prompt, base.tokenizer)
     validation = ModelValidation(dataset, encoder, config.validation_rows, config.training.seed)
     windows = UserPacker(encoder, dataset.catalogue.titles).training(dataset)
-    windows, objective = _targets(windows, validation.trie, config)
+    objective: Objective = NextToken(config.label_smoothing)
+    if config.among == "catalogue":
+        windows = at_decisions(windows, validation.trie)
+        objective = _objective_at_decisions(windows, validation, config, shape.vocab_size, out, reporter)
     result = fit(
         model,
         windows,
@@ -129,12 +141,26 @@ def _trainable(model: CausalModel, config: TeacherConfig) -> Trainable:
     return with_adapters(model, config.lora_rank, config.training.seed)
 
 
-def _targets(
-    windows: list[Window], trie: TitleTrie, config: TeacherConfig
-) -> tuple[list[Window], Objective]:
-    if config.among == "vocabulary":
-        return windows, NextToken(config.label_smoothing)
-    return at_decisions(windows, trie), NextDecision(Children(trie))
+def _objective_at_decisions(
+    windows: Sequence[Window],
+    validation: ModelValidation,
+    config: TeacherConfig,
+    vocabulary: int,
+    out: Path,
+    reporter: Reporter,
+) -> Objective:
+    """The truth at the windows' decisions, and beside it, where asked for, what a sequence model says."""
+    trie = validation.trie
+    children = Children(trie)
+    if config.collaborative is None:
+        return NextDecision(children)
+    file, seed = out / _COLLABORATIVE_FILE, config.training.seed
+    model = kept_on_titles(file, TitleSequences(trie), windows, validation.windows, seed, reporter)
+    weights = DistillationConfig(
+        cross_entropy=1 - config.collaborative, forward_kl=config.collaborative, among="catalogue"
+    )
+    source = SequenceSignal(trie, model, windows, vocabulary)
+    return Distillation(weights, source, children.among_catalogue)
 
 
 def _prepared_base(dataset: Dataset, config: TeacherConfig) -> Base:

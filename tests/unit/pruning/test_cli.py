@@ -104,6 +104,15 @@ def _smoothed_catalogue(folder: Path) -> list[str | Path]:
     return ["train", folder, "--out", folder / "t", *smoothed]
 
 
+def _collaborative_vocabulary(folder: Path) -> list[str | Path]:
+    return ["train", folder, "--out", folder / "t", "--collaborative", "0.5"]
+
+
+def _collaborative_only(folder: Path) -> list[str | Path]:
+    only = ["--among", "catalogue", "--collaborative", "1"]
+    return ["train", folder, "--out", folder / "t", *only]
+
+
 def _among_nothing(folder: Path) -> list[str | Path]:
     return ["train", folder, "--out", folder / "t", "--among", "nothing"]
 
@@ -127,6 +136,8 @@ def _file_for_a_folder(folder: Path) -> list[str | Path]:
         (_seed_as_a_size, "a seed is no size"),
         (_no_learning, "learning_rate: Input should be greater than 0"),
         (_smoothed_catalogue, "label_smoothing needs among = vocabulary"),
+        (_collaborative_vocabulary, "collaborative needs among = catalogue"),
+        (_collaborative_only, "collaborative: Input should be less than 1"),
         (_among_nothing, "among: Input should be 'vocabulary' or 'catalogue'"),
         (_no_size, "sizes.hidden_size: Input should be greater than 0"),
         (_everything_gone, "removed_share: Input should be less than 1"),

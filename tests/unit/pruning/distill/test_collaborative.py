@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pruning.distill.collaborative import (
     Mixture,
+    SequenceSignal,
     TitleSequences,
     best_share,
     fit_on_titles,
@@ -139,3 +140,20 @@ def test_only_what_is_predicted_is_scored_and_from_what_stands_before() -> None:
     torch.testing.assert_close(scores_PI[2:], model.scores([short]))
     # The last one of a sequence is a target only: another in its place changes nothing.
     torch.testing.assert_close(scores_PI[:2], model.scores([PartlyPredicted((0, 1, 2, 6), 2)]))
+
+
+def test_a_sequence_signal_is_the_mixture_without_a_teacher(base: Base, packed) -> None:
+    windows, trie = packed
+    model, forks = drawn_model(trie), at_decisions(windows, trie)
+    vocabulary = base.model.config.vocab_size
+    alone, mixture = SequenceSignal(trie, model, forks, vocabulary), Mixture(trie, model, forks, 0.0)
+    for batch in batches_in_order(forks, 4096):
+        with torch.inference_mode():
+            logits_PV = target_logits(base.model, batch)
+        told = alone.signal(batch)
+        torch.testing.assert_close(told.log_probs_PV, mixture.log_probs(logits_PV, batch))
+        assert told.forward_kl(told.log_probs_PV).abs().max() < 1e-5
+        # A student far away is told so, and in finite words.
+        student_PV = Children(trie).log_probs(-20 * told.log_probs_PV.clamp_min(-20), batch.nodes_P)
+        assert told.forward_kl(student_PV).isfinite().all()
+        assert told.forward_kl(student_PV).mean() > 1
