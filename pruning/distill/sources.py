@@ -146,19 +146,24 @@ def cache_signals(
     for done, part in enumerate(parts, start=1):
         if not _part_file(folder, part).exists():
             first = part * _WINDOWS_PER_PART
-            members = windows[first : first + _WINDOWS_PER_PART]
-            write_file(_part_file(folder, part), save(_signals_of(teacher, members, log_probs, config)))
+            members = range(first, min(first + _WINDOWS_PER_PART, len(windows)))
+            tensors = _signals_of(teacher, windows, members, log_probs, config)
+            write_file(_part_file(folder, part), save(tensors))
         progress(done, len(parts))
     processes.wait()
 
 
 @torch.inference_mode()
 def _signals_of(
-    teacher: PreTrainedModel, windows: Sequence[Window], log_probs: LogProbs, config: CachedSignal
+    teacher: PreTrainedModel,
+    windows: Sequence[Window],
+    members: range,
+    log_probs: LogProbs,
+    config: CachedSignal,
 ) -> dict[str, Tensor]:
-    """The top k of every target token that may follow there, end to end in the order of the windows."""
-    counts, ids, log_probs_of = ([torch.empty(0)] * len(windows) for _ in range(3))
-    for on_cpu in batches_in_order(windows, _TOKENS_PER_BATCH):
+    """The top k of every target token that may follow there, end to end in the order of the members."""
+    counts, ids, log_probs_of = ([torch.empty(0)] * len(members) for _ in range(3))
+    for on_cpu in batches_in_order(windows, _TOKENS_PER_BATCH, members):
         batch = on_cpu.to(teacher.device)
         with multiplying_in(config.precision, teacher.device):
             logits_PV = target_logits(teacher, batch)
@@ -167,10 +172,10 @@ def _signals_of(
         stops = np.cumsum([windows[index].target_tokens for index in batch.windows]).tolist()
         for index, stop in zip(batch.windows, stops, strict=True):
             rows = slice(stop - windows[index].target_tokens, stop)
-            there_TK = there_PK[rows]
-            counts[index] = there_TK.sum(-1).cpu()
-            ids[index] = top.ids_PK[rows][there_TK].cpu()
-            log_probs_of[index] = top.log_probs_PK[rows][there_TK].cpu()
+            there_TK, place = there_PK[rows], members.index(index)
+            counts[place] = there_TK.sum(-1).cpu()
+            ids[place] = top.ids_PK[rows][there_TK].cpu()
+            log_probs_of[place] = top.log_probs_PK[rows][there_TK].cpu()
     return {
         "counts": torch.cat(counts).to(torch.int32),
         "ids": torch.cat(ids).to(torch.int32),

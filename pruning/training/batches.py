@@ -135,13 +135,19 @@ class TokenBudgetSampler(Sampler[list[int]]):
             yield order[self._cuts[batch] : self._cuts[batch + 1]].tolist()
 
 
-def batches_in_order(windows: Sequence[Window], tokens: int) -> Iterator[Batch]:
-    """Every window once, by length: for validation, calibration and caching."""
-    lengths = np.array([len(window.tokens) for window in windows])
+def batches_in_order(
+    windows: Sequence[Window], tokens: int, members: range | None = None
+) -> Iterator[Batch]:
+    """Every window once, by length: for validation, calibration and caching.
+
+    Of `members` alone, if they are given; a batch names its windows by their places in `windows` still.
+    """
+    chosen = np.array(range(len(windows)) if members is None else members, dtype=np.int64)
+    lengths = np.array([len(windows[index].tokens) for index in chosen])
     order = np.argsort(lengths, kind="stable")
     cuts = _cuts(lengths[order], tokens)
     for begin, end in pairwise(cuts):
-        yield collate(windows, order[begin:end].tolist())
+        yield collate(windows, chosen[order[begin:end]].tolist())
 
 
 def _cuts(sorted_lengths: np.ndarray[tuple[int], np.dtype[np.int64]], tokens: int) -> list[int]:

@@ -6,6 +6,7 @@ import torch
 from small_run import TITLES, Silent, write_dataset
 from torch import Tensor
 
+from pruning.distill import sources
 from pruning.distill.collaborative import (
     Mixture,
     SequenceSignal,
@@ -15,6 +16,7 @@ from pruning.distill.collaborative import (
     held_out_log_probs,
 )
 from pruning.distill.sasrec import PartlyPredicted, SasRec
+from pruning.distill.sources import CachedSignal, CachedTeacher, LiveTeacher, cache_signals
 from pruning.teacher.base import Base
 from pruning.teacher.scratch import ScratchConfig, base_from_scratch
 from pruning.training.batches import batches_in_order
@@ -157,3 +159,19 @@ def test_a_sequence_signal_is_the_mixture_without_a_teacher(base: Base, packed) 
         student_PV = Children(trie).log_probs(-20 * told.log_probs_PV.clamp_min(-20), batch.nodes_P)
         assert told.forward_kl(student_PV).isfinite().all()
         assert told.forward_kl(student_PV).mean() > 1
+
+
+def test_cached_in_parts_it_is_still_each_windows_own(
+    base: Base, packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_WINDOWS_PER_PART", 16)
+    windows, trie = packed
+    forks = at_decisions(windows, trie)
+    log_probs = Mixture(trie, drawn_model(trie), forks, 0.5).log_probs
+    whole = CachedSignal(kind="cached", top_k=base.model.config.vocab_size)
+    cache_signals(base.model, forks, log_probs, whole, tmp_path, lambda *_: None)
+    assert len(list(tmp_path.iterdir())) > 2
+    cached, live = CachedTeacher(tmp_path, forks), LiveTeacher(base.model, log_probs)
+    for batch in batches_in_order(forks, 700):
+        dense_PV = live.signal(batch).log_probs_PV
+        assert cached.signal(batch).forward_kl(dense_PV).abs().max() < 5e-3
