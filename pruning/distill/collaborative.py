@@ -41,6 +41,8 @@ from recommender.storage import write_file
 from recommender.trie import TitleTrie
 
 _TOKENS_PER_BATCH = 4096
+# A step of the training holds the scores of all titles at some 1,300 places, three times over.
+_MOST_TITLES = 200_000
 
 
 class TitleSequences:
@@ -76,7 +78,16 @@ def fit_on_titles(
     seed: int,
     reporter: Reporter,
 ) -> SasRec:
-    """Learns from the training windows; those of validation choose the epoch."""
+    """Learns from the training windows; those of validation choose the epoch.
+
+    Raises:
+        RunError: so many titles that their scores would not fit in memory.
+    """
+    if titles.leaves > _MOST_TITLES:
+        raise RunError(
+            f"{titles.leaves:,} titles are too many for a sequence model that scores all of them at once "
+            f"(at most {_MOST_TITLES:,}); do without `collaborative`"
+        )
     learned, held_out = titles.of(training), titles.of(validation)
     longest = max(len(sequence.ids) - 1 for sequence in (*learned, *held_out))
 

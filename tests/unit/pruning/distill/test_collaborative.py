@@ -6,7 +6,7 @@ import torch
 from small_run import TITLES, Silent, write_dataset
 from torch import Tensor
 
-from pruning.distill import sources
+from pruning.distill import collaborative, sources
 from pruning.distill.collaborative import (
     Mixture,
     SequenceSignal,
@@ -17,6 +17,7 @@ from pruning.distill.collaborative import (
 )
 from pruning.distill.sasrec import PartlyPredicted, SasRec
 from pruning.distill.sources import CachedSignal, CachedTeacher, LiveTeacher, cache_signals
+from pruning.errors import RunError
 from pruning.teacher.base import Base
 from pruning.teacher.scratch import ScratchConfig, base_from_scratch
 from pruning.training.batches import batches_in_order
@@ -130,6 +131,13 @@ def test_a_sequence_model_learns_what_follows_what(base: Base, tmp_path: Path) -
     teacher_Q, other_Q = held_out_log_probs(base.model, model, held_out, trie, "float32")
     assert other_Q.mean() > teacher_Q.mean() + 1  # the drawn teacher knows nothing
     assert best_share(teacher_Q, other_Q) < 0.3
+
+
+def test_more_titles_than_memory_holds_are_refused(packed, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows, trie = packed
+    monkeypatch.setattr(collaborative, "_MOST_TITLES", trie.leaf_count - 1)
+    with pytest.raises(RunError, match=r"titles are too many.*do without `collaborative`"):
+        fit_on_titles(TitleSequences(trie), windows, windows, 0, Silent())
 
 
 def test_only_what_is_predicted_is_scored_and_from_what_stands_before() -> None:
