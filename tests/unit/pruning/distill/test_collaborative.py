@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_run import TITLES, Silent, write_dataset
+from small_run import Silent, write_dataset
 from torch import Tensor
 
 from pruning.distill import collaborative, sources
@@ -19,7 +19,6 @@ from pruning.distill.sasrec import PartlyPredicted, SasRec
 from pruning.distill.sources import CachedSignal, CachedTeacher, LiveTeacher, cache_signals
 from pruning.errors import RunError
 from pruning.teacher.base import Base
-from pruning.teacher.scratch import ScratchConfig, base_from_scratch
 from pruning.training.batches import batches_in_order
 from pruning.training.decisions import Children, at_decisions
 from pruning.training.logits import target_logits
@@ -27,20 +26,6 @@ from pruning.training.windows import UserPacker, Window
 from recommender.dataset import Dataset
 from recommender.prompt import PromptEncoder, PromptTemplate
 from recommender.trie import TitleTrie
-
-
-@pytest.fixture(scope="module")
-def base() -> Base:
-    shape = ScratchConfig(
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    )
-    base = base_from_scratch(shape, TITLES, PromptTemplate())
-    base.model.model.embed_tokens.weight.data.mul_(20)  # far from uniform
-    return base
 
 
 @pytest.fixture(scope="module")

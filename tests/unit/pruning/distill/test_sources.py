@@ -11,7 +11,6 @@ from pruning.distill.signals import TopSignal
 from pruning.distill.sources import CachedSignal, CachedTeacher, LiveTeacher, cache_signals
 from pruning.errors import RunError
 from pruning.teacher.base import Base
-from pruning.teacher.scratch import ScratchConfig, base_from_scratch
 from pruning.training.batches import batches_in_order
 from pruning.training.decisions import NEVER, Children, at_decisions
 from pruning.training.windows import UserPacker
@@ -20,20 +19,6 @@ from recommender.prompt import PromptEncoder, PromptTemplate
 from recommender.trie import TitleTrie
 
 TOP_5 = CachedSignal(kind="cached", top_k=5)
-
-
-@pytest.fixture(scope="module")
-def base() -> Base:
-    shape = ScratchConfig(
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    )
-    base = base_from_scratch(shape, TITLES, PromptTemplate())
-    base.model.model.embed_tokens.weight.data.mul_(20)  # far from uniform
-    return base
 
 
 @pytest.fixture(scope="module")
