@@ -37,9 +37,12 @@ class Repair(_Part):
 
     Attributes:
         ridge: how strongly the fit holds on to the cut weights.
+        largest: aim at a stream that is equally large for all tokens of a place, at most so many times as
+            large as the embeddings; None: at the stream as it is.
     """
 
     ridge: Annotated[float, Field(gt=0)] = 0.01
+    largest: Annotated[float, Field(gt=0)] | None = None
 
 
 class Stage(_Part):

@@ -171,7 +171,8 @@ def _cut_student(bench: Bench, stage: Stage, before: CausalModel, cut: Cut) -> C
         return redrawn(after, bench.seed)
     if stage.repair is not None:
         counter = bench.reporter.counter("repairing")
-        repair(before, after, cut, bench.calibration, stage.repair.ridge, counter)
+        asked = stage.repair
+        repair(before, after, cut, bench.calibration, asked.ridge, counter, asked.largest)
     return after
 
 

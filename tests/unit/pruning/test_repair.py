@@ -1,5 +1,7 @@
 """Closed-form repair: exact where nothing is missing, nearer to the teacher where something is."""
 
+import copy
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -63,9 +65,13 @@ def test_ridge_fit_is_least_squares_with_a_penalty() -> None:
     exact = torch.linalg.lstsq(x, residual).solution
     torch.testing.assert_close(ridge_fit(gram, cross, 1e-12), exact, atol=1e-8, rtol=1e-6)
     ridge = 0.3
-    strength = ridge * gram.diagonal().mean()
-    gradient = gram @ ridge_fit(gram, cross, ridge) - cross + strength * ridge_fit(gram, cross, ridge)
+    strengths = ridge * gram.diagonal()[:, None]
+    gradient = gram @ ridge_fit(gram, cross, ridge) - cross + strengths * ridge_fit(gram, cross, ridge)
     assert gradient.abs().max().item() < 1e-9
+    # An input in other units is worth the same.
+    units = torch.tensor([1.0, 1e4, 1, 1, 1e-3, 1], dtype=torch.float64)
+    scaled = ridge_fit(gram * units * units[:, None], cross * units[:, None], ridge)
+    torch.testing.assert_close(scaled * units[:, None], ridge_fit(gram, cross, ridge))
 
 
 def test_keeping_everything_changes_nothing(model, calibration) -> None:
@@ -160,6 +166,27 @@ def test_a_narrower_norm_gives_what_comes_nearest_to_the_wider_one(model, calibr
     gain_C = matched.model.layers[0].input_layernorm.weight
     torch.testing.assert_close(gain_C, best.expand(12), rtol=1e-4, atol=0)
     assert not torch.equal(matched.model.norm.weight, plain.model.norm.weight)
+
+
+def test_huge_streams_become_like_the_embeddings_and_point_the_same_way(model, calibration) -> None:
+    growing = copy.deepcopy(model)
+    with torch.no_grad():
+        growing.model.layers[1].mlp.down_proj.weight.mul_(200)
+    cut = Cut(layers=RetainedLayers(layers=(0, 1, 3)))
+    as_it_is, limited = apply_cut(growing, cut), apply_cut(growing, cut)
+    repair(growing, as_it_is, cut, calibration, 0.01, lambda *_: None)
+    repair(growing, limited, cut, calibration, 0.01, lambda *_: None, largest=4)
+    with torch.no_grad():
+        for batch in calibration:
+            real = batch.attention_mask_BT
+            wanted, huge, small = (_last(m, batch)[real] for m in (growing, as_it_is, limited))
+            embeddings = growing.model.embed_tokens(batch.tokens_BT)[real]
+            limit = 4 * embeddings.square().mean(-1).sqrt().mean()
+            assert huge.square().mean(-1).sqrt().median() > 5 * limit
+            sizes, teachers = (stream.square().mean(-1).sqrt() for stream in (small, wanted))
+            assert 0.8 * limit < sizes.median() < 1.2 * limit
+            assert torch.cosine_similarity(small, wanted, dim=-1).mean() > 0.6
+            assert sizes.std() / sizes.mean() < teachers.std() / teachers.mean()
 
 
 def test_before_is_untouched(model, calibration) -> None:

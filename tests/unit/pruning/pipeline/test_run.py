@@ -102,7 +102,7 @@ windows = 4
 name = "depth"
 importance = "activation"
 keep = { layers = 0.67 }
-repair = { ridge = 0.01 }
+repair = { ridge = 0.01, largest = 8.0 }
 
 [[stages]]
 name = "mlp"
