@@ -78,7 +78,8 @@ def _introduction() -> str:
         "weights, which warm up longer; those, and no teacher; what is kept. Where their recipe says "
         "`collaborative`, all that are distilled but `paper` are shown a mixture of the teacher and of a "
         "sequence model like `sasrec` (decision 18), so they can keep more than all of the teacher; "
-        "`sasrec` is what such a model ranks by itself. All products of a set, the "
+        "`sasrec` is what such a model ranks by itself. A row is of its recipe as it stood at the commit "
+        "beside its command: until 29 November 2026 none was `collaborative`. All products of a set, the "
         "teacher's too, are float32's, or bfloat16's where the commands at the end say so."
     )
 

@@ -41,7 +41,7 @@ def sasrec_ranks(dataset: Dataset, task: RankingTask, seed: int, say: Callable[[
         [PartlyPredicted(tuple(piece), len(piece) - 1) for piece in pieces],
         lambda model: float(gains(_ranks(model, valid, leaf_I), 10).mean()),
         seed,
-        say,
+        lambda epoch, ndcg10: say(f"SASRec epoch {epoch}: validation NDCG@10 {ndcg10:.4f}"),
     )
     return _ranks(model, task.rows, leaf_I)
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruning import processes
-from pruning.distill.sasrec import PartlyPredicted, SasRec, fit_sasrec, parts
+from pruning.distill.sasrec import EPOCHS, PartlyPredicted, SasRec, fit_sasrec, parts
 from pruning.distill.signals import DenseSignal
 from pruning.errors import RunError
 from pruning.progress import Reporter
@@ -100,7 +100,18 @@ def fit_on_titles(
         ranks_Q = np.concatenate(ranks)
         return float(gains(np.where(ranks_Q <= DEPTH, ranks_Q, 0), 10).mean())
 
-    return fit_sasrec(titles.ids, longest, learned, ndcg10, seed, reporter.say)
+    count = reporter.counter("training a sequence model of the histories' titles")
+    reached: list[float] = []
+
+    def told(epoch: int, quality: float) -> None:
+        reached.append(quality)
+        count(epoch, EPOCHS)
+
+    model = fit_sasrec(titles.ids, longest, learned, ndcg10, seed, told)
+    count(EPOCHS, EPOCHS)
+    best = max(reached)
+    reporter.say(f"sequence model: validation NDCG@10 {best:.4f} after {reached.index(best) + 1} epochs")
+    return model
 
 
 def kept_on_titles(
@@ -119,7 +130,6 @@ def kept_on_titles(
 
     def make() -> None:
         if not file.exists():
-            reporter.say("training a sequence model of the histories' titles")
             model = fit_on_titles(titles, training, validation, seed, reporter)
             write_file(file, save(model.state_dict()))
 

@@ -18,7 +18,9 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
 
 _WIDTH, _LAYERS, _HEADS, _DROPOUT = 64, 2, 2, 0.3
-_EPOCHS, _PATIENCE, _BATCH, _LEARNING_RATE = 200, 10, 128, 1e-3
+EPOCHS = 200
+"""At most so many; far fewer do."""
+_PATIENCE, _BATCH, _LEARNING_RATE = 10, 128, 1e-3
 
 
 class SasRec(nn.Module):
@@ -84,7 +86,7 @@ def fit_sasrec(
     sequences: Sequence[PartlyPredicted],
     quality: Callable[[SasRec], float],
     seed: int,
-    say: Callable[[str], None],
+    told: Callable[[int, float], None],
 ) -> SasRec:
     """Trains one until ten epochs have improved nothing, and returns that of the best.
 
@@ -94,19 +96,19 @@ def fit_sasrec(
         sequences: what is learned from.
         quality: of the model after an epoch, on what is held out; the more the better.
         seed: of weights, order and dropout.
-        say: told of every epoch.
+        told: of every epoch and its quality.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = SasRec(ids, longest)
         optimizer = torch.optim.Adam(model.parameters(), lr=_LEARNING_RATE)
         best, best_epoch, weights = -np.inf, 0, model.state_dict()
-        for epoch in range(1, _EPOCHS + 1):
+        for epoch in range(1, EPOCHS + 1):
             _train_epoch(model, optimizer, sequences, np.random.default_rng((seed, epoch)))
             model.eval()
             with torch.inference_mode():
                 reached = quality(model)
-            say(f"SASRec epoch {epoch}: validation NDCG@10 {reached:.4f}")
+            told(epoch, reached)
             if reached > best:
                 best, best_epoch, weights = reached, epoch, copy.deepcopy(model.state_dict())
             if epoch - best_epoch >= _PATIENCE:
