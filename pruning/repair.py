@@ -12,7 +12,8 @@ of the kept channels alone, which is another number.
 
 The fit stays near the weights that were cut: with inputs X, the stream that is still missing Y and the cut
 weights W₀, it is the W that minimises ‖X Wᵀ - Y‖² + Σ_i λ_i ‖W_i - W₀_i‖² over the inputs i, λ_i relative
-to the diagonal of XᵀX, so that an input of huge values does not stiffen all others.
+to the diagonal of XᵀX, so that an input of huge values does not stiffen all others. Where the goal is
+scaled, as below, so is W₀, by the mean factor.
 
 A pretrained stream grows from layer to layer, and for some tokens it is a hundred times as large as for
 others (massive activations, arXiv 2402.17762). A student of a few layers that aims at that stream inherits
@@ -185,7 +186,7 @@ def _goal(streams: Sequence[Tensor], channels: Tensor | slice, limit: float | No
     """
     if limit is None:
         return _Goal(tuple(stream_SC[:, channels] for stream_SC in streams), 1.0)
-    sizes = [_sizes(stream_SC) for stream_SC in streams]
+    sizes = [_sizes(stream_SC[:, channels]) for stream_SC in streams]  # as the student's norms will read
     size = min(limit, math.exp(_mean([size_S.log() for size_S in sizes])))
     factors = [size / size_S for size_S in sizes]
     goals = (

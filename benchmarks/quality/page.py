@@ -68,8 +68,10 @@ def _introduction() -> str:
         "split and the whole catalogue (`quality.json`; a hit is a title match, histories of at most "
         "ten items). Intervals hold 95 % of bootstrap samples over users, retention and differences in "
         "pairs; each is of one comparison, not corrected for there being many. A test row's value is "
-        "averaged over the seeds first. Every choice was made on the validation split of movies_and_tv; "
-        "trials stand in `quality_trials.csv`, where there is one, and in `first_cuts_movies_202611.md`. "
+        "averaged over the seeds first. Every choice was made on the validation split of movies_and_tv, "
+        "those of decisions 18 and 19 (1,024 tokens a signal, the mixture, the repair at an even size) on "
+        "that of cds_and_vinyl; trials stand in `quality_trials.csv`, where there is one, and in "
+        "`first_cuts_movies_202611.md`. "
         "`paper` is restored among the catalogue, since the teacher is trained at decisions; its scores "
         "are the published ones, which read all tokens and suit such a teacher less. All methods of a size "
         "have one final shape (depth-only: whole layers of full width under the same limit) and read "
@@ -79,7 +81,8 @@ def _introduction() -> str:
         "`collaborative`, all that are distilled but `paper` are shown a mixture of the teacher and of a "
         "sequence model like `sasrec` (decision 18), so they can keep more than all of the teacher; "
         "`sasrec` is what such a model ranks by itself. A row is of its recipe as it stood at the commit "
-        "beside its command: until 29 November 2026 none was `collaborative`. All products of a set, the "
+        "beside its command: those of movies_and_tv are older than decisions 18 and 19 and wait to be made "
+        "again, and differences pooled over both sets mix the two. All products of a set, the "
         "teacher's too, are float32's, or bfloat16's where the commands at the end say so."
     )
 

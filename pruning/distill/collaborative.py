@@ -9,7 +9,8 @@ and its child c, T(n) and S(n) being the sums over the titles below, it is there
 
     p(c | n) = (s·T(n)·T(c | n) + (1 - s)·S(n)·S(c | n)) / (s·T(n) + (1 - s)·S(n)),
 
-and T(n) is the product of the teacher's choices on the way to n.
+and T(n) is the product of the teacher's choices on the way to n. S has a millionth of its mass spread
+evenly over all titles, so that a sum over few of them is never lost in the rounding of the sum over all.
 
 Shapes: P decisions, V vocabulary, X children of all their nodes, Q target titles, L leaves (titles).
 """
@@ -41,8 +42,9 @@ from recommender.storage import write_file
 from recommender.trie import TitleTrie
 
 _TOKENS_PER_BATCH = 4096
-# A step of the training holds the scores of all titles at some 1,300 places, three times over.
-_MOST_TITLES = 200_000
+# Steps hold the scores of all titles at some thousand places, several times over.
+_MOST_TITLES = 50_000
+_SPREAD = 1e-6
 
 
 class TitleSequences:
@@ -66,9 +68,10 @@ class TitleSequences:
             for window in windows
         ]
 
-    def log_probs(self, model: SasRec, windows: Sequence[Window]) -> Tensor:
+    def probs(self, model: SasRec, windows: Sequence[Window]) -> Tensor:
         """(Q, L) float64: of every title, where the windows' targets are."""
-        return model.scores(self.of(windows))[:, : self.leaves].double().log_softmax(-1)
+        probs_QL = model.scores(self.of(windows))[:, : self.leaves].double().softmax(-1)
+        return probs_QL.mul_(1 - _SPREAD).add_(_SPREAD / self.leaves)
 
 
 def fit_on_titles(
@@ -164,7 +167,7 @@ class Mixture:
         nodes_P = batch.nodes_P.cpu()
         members = [self._windows[index] for index in batch.windows]
         title_P = _title_of_decisions(members)
-        probs_QL = self._titles.log_probs(self._model, members).exp()
+        probs_QL = self._titles.probs(self._model, members)
         below_QL = torch.cat((torch.zeros(len(probs_QL), 1), probs_QL.cumsum(-1)), dim=1)
 
         def mass(title: Tensor, node: Tensor) -> Tensor:
@@ -235,7 +238,7 @@ def held_out_log_probs(
         sums_Q = torch.zeros(batch.titles, dtype=torch.float64)
         teachers.append(sums_Q.index_add(0, _title_of_decisions(members), chosen_P.double().cpu()))
         target_Q1 = torch.tensor([leaf for s in titles.of(members) for leaf in s.targets])[:, None]
-        others.append(titles.log_probs(model, members).gather(1, target_Q1)[:, 0])
+        others.append(titles.probs(model, members).gather(1, target_Q1)[:, 0].log())
     return torch.cat(teachers), torch.cat(others)
 
 

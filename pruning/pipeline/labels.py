@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from pruning import processes
 from pruning.distill.collaborative import (
     Mixture,
     TitleSequences,
@@ -37,6 +38,7 @@ from pruning.pipeline.files import digest, kept
 from pruning.training.decisions import Children, at_decisions
 from pruning.training.precision import Precision
 from pruning.training.windows import Window
+from recommender.storage import sha256_of
 
 _MODEL_FILE = "model.safetensors"
 _SHARE_FILE = "share.json"
@@ -44,10 +46,11 @@ _HELD_OUT_WINDOWS = 2000
 
 
 class TeachersShare(BaseModel):
-    """How much of the mixture is the teacher's, and what is known of both on held-out titles.
+    """How much of the mixture is the teacher's, and what is known of both where neither was trained.
 
     Attributes:
-        teacher, collaborative, mixture: nats per title of the validation split, among the catalogue.
+        teacher, collaborative, mixture: nats per title of the validation split, or of 2,000 windows of it,
+            among the catalogue.
         share: the teacher's, that with the fewest nats of the mixture.
     """
 
@@ -96,32 +99,37 @@ def _source(
     augmentation = None if bench.augmentation is None else (bench.augmentation.model_dump(), bench.seed)
     depends: list[object] = [config.among, signal.precision, augmentation, LAYOUT]
     if signal.collaborative:
-        depends += ["collaborative", bench.seed]
-        log_probs = _mixture(bench, signal, windows)
+        model, share = _second_teacher(bench, signal)
+        log_probs = Mixture(bench.validation.trie, model, windows, share.share).log_probs
+        # Trained again it is another one, be it in the last bits.
+        depends += [sha256_of(_collaborative_folder(bench.folder, signal) / _MODEL_FILE), share.share]
     folder = bench.folder / f"signals-{signal.top_k}-{digest(*depends)}"
     counter = bench.reporter.counter("caching the teacher's signals")
     cache_signals(bench.teacher.model, windows, log_probs, signal, folder, counter)
     return CachedTeacher(folder, windows)
 
 
-def _mixture(bench: Bench, signal: CachedSignal, windows: Sequence[Window]) -> LogProbs:
-    """The teacher's signals with the sequence model's mixed in, in the share that suits held-out titles."""
-    trie = bench.validation.trie
+def _second_teacher(bench: Bench, signal: CachedSignal) -> tuple[SasRec, TeachersShare]:
+    """The sequence model, and the first teacher's share that suits titles of the validation split."""
     folder = _collaborative_folder(bench.folder, signal)
     model = kept_on_titles(
         folder / _MODEL_FILE,
-        TitleSequences(trie),
+        TitleSequences(bench.validation.trie),
         bench.training,
         bench.validation.windows,
         bench.seed,
         bench.reporter,
     )
-    share = kept(folder / _SHARE_FILE, TeachersShare, lambda: _share(bench, model, signal.precision))
+
+    def measured() -> TeachersShare:
+        return processes.once(lambda: _share(bench, model, signal.precision))
+
+    share = kept(folder / _SHARE_FILE, TeachersShare, measured)
     bench.reporter.say(
         f"collaborative signal: {share.collaborative:.2f} nats per title on the validation split, the "
         f"teacher {share.teacher:.2f}, both {share.mixture:.2f} with {share.share:.0%} of the teacher"
     )
-    return Mixture(trie, model, windows, share.share).log_probs
+    return model, share
 
 
 def _share(bench: Bench, model: SasRec, precision: Precision) -> TeachersShare:

@@ -99,7 +99,11 @@ def plan_stages(recipe: Recipe, shapes: Sequence[Shape], first: str) -> list[Pla
 
 
 def _asked(stage: Stage) -> dict[str, Any]:
-    """The stage's words. Those left out must not move the keys of runs from before there were such."""
+    """The stage's words.
+
+    Rounding and collaborative signals, left out, do not move the keys of runs from before there were such.
+    `largest` does, left out or not: with it came another meaning of a repair's ridge.
+    """
     asked = stage.model_dump()
     if stage.rounding is None:
         del asked["rounding"]

@@ -26,7 +26,7 @@ PATIENCE_S = 120
 CALIBRATION_WINDOWS = 60
 # The stream is turned, all stages are repaired in closed form, and the scores read more than one batch.
 TWO_SHARES = "rotate = true\n" + RECIPE.replace("windows = 4", f"windows = {CALIBRATION_WINDOWS}").replace(
-    "keep =", "repair = { ridge = 0.01 }\nkeep ="
+    "keep =", "repair = { ridge = 0.01, largest = 8.0 }\nkeep ="
 )
 # What the command makes of TRAIN.
 CONFIG = teacher_config(epochs=3, weight_decay=0.1)

@@ -138,6 +138,20 @@ def test_only_what_is_predicted_is_scored_and_from_what_stands_before() -> None:
     torch.testing.assert_close(scores_PI[:2], model.scores([PartlyPredicted((0, 1, 2, 6), 2)]))
 
 
+def test_a_model_that_is_too_sure_leaves_every_title_possible(base: Base, packed) -> None:
+    windows, trie = packed
+    model, forks = drawn_model(trie), at_decisions(windows, trie)
+    with torch.no_grad():
+        model.ids.weight.mul_(100)
+    assert (TitleSequences(trie).probs(model, windows[:1]) < 1e-6).any()  # but for the spread it was 0
+    for batch in batches_in_order(forks, 4096):
+        told_PV = (
+            SequenceSignal(trie, model, forks, base.model.config.vocab_size).signal(batch).log_probs_PV
+        )
+        assert told_PV.isfinite().all()
+        torch.testing.assert_close(told_PV.exp().sum(-1), torch.ones(len(told_PV)))
+
+
 def test_a_sequence_signal_is_the_mixture_without_a_teacher(base: Base, packed) -> None:
     windows, trie = packed
     model, forks = drawn_model(trie), at_decisions(windows, trie)
