@@ -52,11 +52,12 @@ def finish(launched: subprocess.Popen[str]) -> dict[str, object]:
 
 
 def same_tensors(mine: Path, theirs: Path) -> None:
+    """The same but for the order of sums, whose last bits a repair's weights of up to 25 take into training."""
     expected = load_file(theirs)
     found = load_file(mine)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert_close(found[name], tensor, atol=1e-5, rtol=1e-4, msg=f"{mine}: {name}")
+        assert_close(found[name], tensor, atol=1e-4, rtol=1e-4, msg=f"{mine}: {name}")
 
 
 class InterruptionError(Exception):
