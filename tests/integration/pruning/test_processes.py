@@ -52,7 +52,7 @@ def finish(launched: subprocess.Popen[str]) -> dict[str, object]:
 
 
 def same_tensors(mine: Path, theirs: Path) -> None:
-    """The same but for the order of sums, whose last bits a repair's weights of up to 25 take into training."""
+    """The same but for the order of sums, whose last bits large repaired weights take into training."""
     expected = load_file(theirs)
     found = load_file(mine)
     assert found.keys() == expected.keys()
