@@ -57,7 +57,8 @@ def same_tensors(mine: Path, theirs: Path) -> None:
     found = load_file(mine)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert_close(found[name], tensor, atol=1e-4, rtol=1e-4, msg=f"{mine}: {name}")
+        close = 3e-4 * tensor.abs().max().item()
+        assert_close(found[name], tensor, atol=close, rtol=0, msg=f"{mine}: {name}")
 
 
 class InterruptionError(Exception):
