@@ -25,8 +25,9 @@ pytestmark = pytest.mark.slow
 PATIENCE_S = 120
 CALIBRATION_WINDOWS = 60
 # The stream is turned, all stages are repaired in closed form, and the scores read more than one batch.
+# The ridge is strong: a weak one magnifies the last bits, in which the order of sums shows.
 TWO_SHARES = "rotate = true\n" + RECIPE.replace("windows = 4", f"windows = {CALIBRATION_WINDOWS}").replace(
-    "keep =", "repair = { ridge = 0.01, largest = 8.0 }\nkeep ="
+    "keep =", "repair = { ridge = 1.0, largest = 8.0 }\nkeep ="
 )
 # What the command makes of TRAIN.
 CONFIG = teacher_config(epochs=3, weight_decay=0.1)
@@ -52,13 +53,11 @@ def finish(launched: subprocess.Popen[str]) -> dict[str, object]:
 
 
 def same_tensors(mine: Path, theirs: Path) -> None:
-    """The same but for the order of sums, whose last bits large repaired weights take into training."""
     expected = load_file(theirs)
     found = load_file(mine)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        close = 3e-4 * tensor.abs().max().item()
-        assert_close(found[name], tensor, atol=close, rtol=0, msg=f"{mine}: {name}")
+        assert_close(found[name], tensor, atol=1e-5, rtol=1e-4, msg=f"{mine}: {name}")
 
 
 class InterruptionError(Exception):
