@@ -139,7 +139,8 @@ def train(
     )
     config = _checked(
         TeacherConfig,
-        base=None if scratch else Path(base),
+        # A base is known by its place: however the path was spelt, it is the same one.
+        base=None if scratch else Path(base).resolve(),
         scratch=_checked(ScratchConfig, **_sizes(shape) | {"seed": seed}),
         training=training,
         lora_rank=lora_rank,

@@ -123,7 +123,7 @@ def run_stage(bench: Bench, planned: PlannedStage, student: CausalModel) -> tupl
         restored = load_checkpoint(folder / STUDENT_FOLDER)
         return read_record(result_file, StageResult), restored.model
 
-    bench.reporter.say(f"{title}: scoring {', '.join(sorted(stage.keep))}")
+    bench.reporter.say(f"{title}: choosing {', '.join(sorted(stage.keep))}")
     cut = kept(
         folder / CUT_FILE,
         Cut,

@@ -9,9 +9,9 @@ import pytest
 from small_run import write_dataset, write_source
 
 
-def espalier(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def espalier(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "espalier", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
 
 
 def test_help_lists_every_command() -> None:
@@ -170,6 +170,17 @@ def test_a_mistyped_base_can_be_corrected_in_the_same_folder(tmp_path: Path) -> 
     dataset, teacher = write_dataset(tmp_path), tmp_path / "teacher"
     assert espalier("train", dataset, "--out", teacher, "--base", tmp_path / "typo").returncode == 2
     assert not teacher.exists()
+
+
+def test_a_base_is_the_same_however_its_path_is_spelt(tmp_path: Path) -> None:
+    dataset, steps = write_dataset(tmp_path), ("--max-steps", "1", "--validation-rows", "5")
+    sizes = ("--shape", "hidden_size=24", "--shape", "num_hidden_layers=1")
+    assert espalier("train", dataset, "--out", tmp_path / "base", *sizes, *steps).returncode == 0
+    base, more = tmp_path / "base" / "model", ("train", dataset, "--out", tmp_path / "teacher", *steps)
+    assert espalier(*more, "--base", base).returncode == 0
+    again = espalier(*more, "--base", base.relative_to(tmp_path), cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "trained already" in again.stderr
 
 
 def test_help_loads_nothing_heavy() -> None:
