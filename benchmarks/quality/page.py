@@ -80,10 +80,10 @@ def _introduction() -> str:
         "weights, which warm up longer; those, and no teacher; what is kept. Where their recipe says "
         "`collaborative`, all that are distilled but `paper` are shown a mixture of the teacher and of a "
         "sequence model like `sasrec` (decision 18), so they can keep more than all of the teacher; "
-        "`sasrec` is what such a model ranks by itself. A row is of its recipe as it stood at the commit "
-        "beside its command: those of movies_and_tv are older than decisions 18 and 19 and wait to be made "
-        "again, and differences pooled over both sets mix the two. All products of a set, the "
-        "teacher's too, are float32's, or bfloat16's where the commands at the end say so."
+        "`sasrec` is what such a model ranks by itself. Teachers learn beside one, too, by half of their "
+        "loss, since 30 November 2026; that of cds_and_vinyl is older, and learnt from the truth alone. A "
+        "row is of its recipe and its teacher as they stood at the commit beside its command. All products "
+        "of a set, the teacher's too, are float32's, or bfloat16's where the commands at the end say so."
     )
 
 

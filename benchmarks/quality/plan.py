@@ -53,8 +53,8 @@ _NEVER_STALE = 10_000
 def teacher_config(base: Path, precision: Precision) -> TeacherConfig:
     """How the teacher of every data set is fine-tuned; chosen on the validation split of movies_and_tv.
 
-    There the second pass of three was the best, so the third is not trained, on no set; and half of the loss
-    as the divergence from a sequence model made a better one than the truth alone (decision 18).
+    There the second pass of three was the best, so the third is not trained, on no set. Half of the loss is
+    the divergence from a sequence model, beside which it became better than without it (decision 18).
     """
     training = TrainingConfig(
         epochs=3, stop_after=2, learning_rate=3e-4, weight_decay=0.1, best_by="hr10", precision=precision
