@@ -1,7 +1,7 @@
 """Does pruning keep the teacher's quality, and is it pruning that keeps it? Methods beside controls.
 
     python -m benchmarks.quality run SET --source FOLDER --base FILE …        one row of quality.json
-    python -m benchmarks.quality trial RUN --note …                           one line of the log of trials
+    python -m benchmarks.quality trial SET … --set NAME=VALUE --note WORDS    one line of the log of trials
     python -m benchmarks.quality reproduce SET --source FOLDER                a published row, made again
     python -m benchmarks.quality page                                        the readable page of all
 

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Sequence
 
 from pruning.pipeline.recipe import Recipe
-from pruning.pipeline.results import RunReport
+from pruning.pipeline.results import StageResult
 from pruning.training.batches import TokenBudgetSampler
 from pruning.training.loop import TrainingConfig
 from pruning.training.windows import Augmentation, UserPacker, Window
@@ -50,13 +50,13 @@ def tokens_read(windows: Sequence[Window], training: TrainingConfig, steps: int)
     return passes * tokens_of(windows) + sum(len(windows[index].tokens) for index in begun)
 
 
-def tokens_restored(dataset: Dataset, encoder: PromptEncoder, recipe: Recipe, report: RunReport) -> int:
-    """What all restorations of a finished run read."""
-    windows = training_windows(dataset, encoder, recipe.augmentation, report.seed)
+def tokens_restored(
+    dataset: Dataset, encoder: PromptEncoder, recipe: Recipe, results: Sequence[StageResult], seed: int
+) -> int:
+    """What the restorations of a recipe's stages read."""
+    windows = training_windows(dataset, encoder, recipe.augmentation, seed)
     return sum(
-        tokens_read(
-            windows, stage.training.model_copy(update={"seed": report.seed}), result.restoration_steps
-        )
-        for stage, result in zip(recipe.stages, report.stages, strict=True)
+        tokens_read(windows, stage.training.model_copy(update={"seed": seed}), result.restoration_steps)
+        for stage, result in zip(recipe.stages, results, strict=True)
         if stage.training is not None
     )

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
+from pydantic import ValidationError
+
 from benchmarks.quality.rows import Method
 from pruning.distill.objective import DistillationConfig
 from pruning.pipeline.plan import Target
@@ -21,6 +23,7 @@ from pruning.pipeline.recipe import Recipe, Stage, load_recipe
 from pruning.teacher.train import TeacherConfig
 from pruning.training.loop import TrainingConfig
 from pruning.training.precision import Precision
+from recommender.errors import InputError, first_problem
 
 Size = Literal[95, 98]
 Shapes = Mapping[Size, Mapping[str, int]]
@@ -87,6 +90,28 @@ def recipe_of(method: Method) -> Recipe:
     recipe = recipes[method]()
     last = recipe.stages[-1].model_copy(update={"rounding": ours.stages[-1].rounding})
     return recipe.model_copy(update={"name": method, "stages": (*recipe.stages[:-1], last)})
+
+
+def changed(recipe: Recipe, training: Mapping[str, str]) -> Recipe:
+    """The recipe with other settings in all its trainings: what a trial tries.
+
+    Args:
+        recipe: any.
+        training: fields of `TrainingConfig`, as one writes them.
+
+    Raises:
+        InputError: there is no such setting, or not such a value of it.
+    """
+    stages = []
+    for stage in recipe.stages:
+        if stage.training is not None:
+            try:
+                other = TrainingConfig.model_validate(stage.training.model_dump() | dict(training))
+            except ValidationError as error:
+                raise InputError(f"no such training: {first_problem(error)}") from error
+            stage = stage.model_copy(update={"training": other})
+        stages.append(stage)
+    return recipe.model_copy(update={"stages": tuple(stages)})
 
 
 def target_of(method: Method, size: Size, shapes: Shapes) -> Target:

@@ -85,14 +85,18 @@ class Asked:
     @property
     def command(self) -> str:
         """What makes the row again, without the folders of the machine that made it."""
-        words = ["python", "-m", "benchmarks.quality", "run", self.dataset]
+        return shlex.join([*self.words("run"), "--trials", str(self.trials)])
+
+    def words(self, what: str) -> list[str]:
+        """A command of this benchmark for what is asked."""
+        words = ["python", "-m", "benchmarks.quality", what, self.dataset]
         words += ["--source", self.source.resolve().name, "--base", self.base.resolve().name]
         words += ["--method", self.method, "--seed", str(self.seed)]
         if self.method not in PEERS:
             words += ["--size", str(self.size), "--budget", f"{self.budget:g}"]
         if self.precision != "float32":
             words += ["--precision", self.precision]
-        return shlex.join([*words, "--trials", str(self.trials)])
+        return words
 
 
 @dataclass(frozen=True)
@@ -161,9 +165,8 @@ def make_bench(asked: Asked, reporter: Reporter) -> Bench:
     return Bench(folder, dataset, record, task, encoder)
 
 
-def recipe_for(bench: Bench, asked: Asked) -> Recipe:
-    """The method's recipe at a share of the full budget."""
-    recipe = plan.recipe_of(asked.method)
+def recipe_for(bench: Bench, asked: Asked, recipe: Recipe) -> Recipe:
+    """The recipe at the asked share of the full budget."""
     windows, training = bench.windows(recipe, asked.seed), recipe.stages[-1].training
     assert training is not None  # a recipe's last stage has one
     tokens = round(asked.budget * plan.PASSES * tokens_of(bench.windows()))
@@ -171,20 +174,24 @@ def recipe_for(bench: Bench, asked: Asked) -> Recipe:
     return plan.budgeted(recipe, steps, per_pass, asked.precision)
 
 
-def _pruned(bench: Bench, asked: Asked, reporter: Reporter) -> tuple[RankArray, Row]:
-    run = bench.run_folder(asked.seed)
-    recipe = recipe_for(bench, asked)
-    config = PruneConfig(
+def config_for(asked: Asked, recipe: Recipe) -> PruneConfig:
+    """A run of the recipe, as every row and every trial has it."""
+    return PruneConfig(
         recipe=recipe,
         target=plan.target_of(asked.method, asked.size, asked.shapes),
         seed=asked.seed,
         validation_rows=1000,
     )
+
+
+def _pruned(bench: Bench, asked: Asked, reporter: Reporter) -> tuple[RankArray, Row]:
+    recipe = recipe_for(bench, asked, plan.recipe_of(asked.method))
+    config = config_for(asked, recipe)
     _rank_teacher(bench, reporter)
-    _begin(bench, run, config)
+    run = begin_run(bench, config)
     report = prune(bench.dataset_folder, bench.teacher_folder, run, config, reporter)
     ranks_R = np.load(run / TEST_FOLDER / f"student-{report.stages[-1].key}.npy")
-    tokens = tokens_restored(bench.dataset, bench.encoder, recipe, report)
+    tokens = tokens_restored(bench.dataset, bench.encoder, recipe, report.stages, asked.seed)
     return ranks_R, _row(bench, asked, ranks_R, report=report, tokens=tokens)
 
 
@@ -210,8 +217,8 @@ def _rank_teacher(bench: Bench, reporter: Reporter) -> RankArray:
     return kept_ranks(bench.task, model, bench.teacher_ranks, reporter)
 
 
-def _begin(bench: Bench, run: Path, config: PruneConfig) -> None:
-    """Begins a run folder as `prune` would, with what another seed's run or the teacher has already.
+def begin_run(bench: Bench, config: PruneConfig) -> Path:
+    """Begins the seed's run folder as `prune` would, with what seed 0 or the teacher has already.
 
     The teacher's figures are not among it: they are measured on validation rows that the seed draws.
     Signals of augmented histories have the seed in their name, and so are found by their own seed only.
@@ -222,13 +229,15 @@ def _begin(bench: Bench, run: Path, config: PruneConfig) -> None:
         seed=config.seed,
         validation_rows=config.validation_rows,
     )
+    run = bench.run_folder(config.seed)
     claim(run, SETTINGS_FILE, settings)
     ranks = run / TEST_FOLDER / "teacher.npy"
-    if not ranks.exists():
+    if bench.teacher_ranks.exists() and not ranks.exists():
         write_file(ranks, bench.teacher_ranks.read_bytes())
     for signals in bench.run_folder(0).glob("signals-*"):
         if not (run / signals.name).exists():
             (run / signals.name).symlink_to(os.path.relpath(signals.resolve(), run.resolve()))
+    return run
 
 
 def _row(

@@ -13,6 +13,7 @@ RUN/report.json                        `RunReport`, written last: the run is don
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ from pruning.surgery.adapter import CausalModel
 from pruning.surgery.canonical import canonical
 from pruning.surgery.rotation import rotated, rotated_shape
 from pruning.surgery.shape import Shape
-from pruning.teacher.folder import open_teacher
+from pruning.teacher.folder import TeacherRecord, open_teacher
 from pruning.training.batches import batches_in_order
 from pruning.training.windows import UserPacker, Window
 from recommender.dataset import Dataset
@@ -87,14 +88,70 @@ def prune(
         InputError: inputs that do not fit, a target that is no legal shape, a folder of another run.
         TrainingError: a restoration whose loss is not finite.
     """
+    opened = _open(dataset_path, teacher_path, out, config)
+    report = processes.once(lambda: _finished(out, config.recipe.name, opened.planned))
+    if report is not None:
+        reporter.say(f"{out}: pruned already")
+        return report
+    bench, teacher_figures, results, student = _through_stages(opened, out, config, reporter)
+    report = RunReport(
+        dataset=opened.dataset.card.name,
+        dataset_sha256=opened.dataset.digest,
+        base=opened.record.base.name,
+        teacher_sha256=opened.record.model_sha256,
+        recipe=config.recipe.name,
+        seed=config.seed,
+        validation_rows=config.validation_rows,
+        teacher_shape=opened.plan.teacher_shape,
+        teacher_bytes=(opened.model_folder / "model.safetensors").stat().st_size,
+        teacher=teacher_figures,
+        stages=results,
+        test=processes.once(lambda: _test(bench, opened.dataset, student, opened.planned[-1].key)),
+    )
+    text = report.model_dump_json(indent=2) + "\n"
+    processes.once(lambda: write_file(out / REPORT_FILE, text))
+    return report
+
+
+def try_out(
+    dataset_path: Path, teacher_path: Path, out: Path, config: PruneConfig, reporter: Reporter
+) -> tuple[StageResult, ...]:
+    """Runs a recipe's stages as `prune` would, and looks at no row of the test split: a trial.
+
+    No report is written; `prune`, asked for the same afterwards, finds the stages done.
+
+    Raises:
+        InputError, TrainingError: as `prune`.
+    """
+    _, _, results, _ = _through_stages(
+        _open(dataset_path, teacher_path, out, config), out, config, reporter
+    )
+    return results
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A run folder that is claimed, with what its stages begin from."""
+
+    dataset: Dataset
+    record: TeacherRecord
+    teacher: Checkpoint
+    model_folder: Path
+    whole: CausalModel
+    plan: RunPlan
+    settings: RunSettings
+    planned: Sequence[PlannedStage]
+
+
+def _open(dataset_path: Path, teacher_path: Path, out: Path, config: PruneConfig) -> _Opened:
     dataset = Dataset(dataset_path)
     record, model_folder = open_teacher(teacher_path, dataset)
     teacher = load_checkpoint(model_folder)
     whole, teacher_shape = canonical(teacher.model), Shape.of(teacher.model.config)
-    counted = teacher_shape.nonembedding_parameters
     whole_shape = Shape.of(whole.config)
     if config.recipe.rotate:
         whole_shape = rotated_shape(whole_shape)
+    counted = teacher_shape.nonembedding_parameters
     shapes = plan_shapes(whole_shape, config.recipe, config.target, counted)
     settings = RunSettings(
         dataset_sha256=dataset.digest,
@@ -114,47 +171,32 @@ def prune(
     )
     sources = RunSources.seen_from(out, dataset_path, teacher_path)
     processes.once(lambda: write_record(out, plan, sources))
-    planned = plan.stages(settings)
-    report = processes.once(lambda: _finished(out, config.recipe.name, planned))
-    if report is not None:
-        reporter.say(f"{out}: pruned already")
-        return report
-    reporter.say(_plan_line(teacher_shape, shapes[-1]))
-    if record.among == "catalogue" and config.recipe.distils_vocabulary:
+    return _Opened(dataset, record, teacher, model_folder, whole, plan, settings, plan.stages(settings))
+
+
+def _through_stages(
+    opened: _Opened, out: Path, config: PruneConfig, reporter: Reporter
+) -> tuple[Bench, Figures, tuple[StageResult, ...], CausalModel]:
+    """What the test needs, the teacher's figures, the stages' results and the student they leave."""
+    reporter.say(_plan_line(opened.plan.teacher_shape, opened.plan.shapes[-1]))
+    if opened.record.among == "catalogue" and config.recipe.distils_vocabulary:
         reporter.say(
             "careful: the teacher was trained among the catalogue's titles, and recipe "
             f"{config.recipe.name} distils over the whole vocabulary, of which it knows nothing; train it "
             'with --among vocabulary, or give the recipe\'s distillation among = "catalogue"'
         )
-
-    processes.once(lambda: _begin(dataset, out, config.seed))
-    bench = _prepare(dataset, teacher, out, config, reporter)
+    processes.once(lambda: _begin(opened.dataset, out, config.seed))
+    bench = _prepare(opened.dataset, opened.teacher, out, config, reporter)
     reporter.say("measuring the teacher on the validation split")
-    teacher_figures = kept(out / FIGURES_FILE, Figures, lambda: bench.figures(teacher.model))
-    student = whole
+    teacher_figures = kept(out / FIGURES_FILE, Figures, lambda: bench.figures(opened.teacher.model))
+    student = opened.whole
     if config.recipe.rotate:
-        student = _turned(bench, whole, plan.directions_file(out, settings))
+        student = _turned(bench, student, opened.plan.directions_file(out, opened.settings))
     results: list[StageResult] = []
-    for stage in planned:
+    for stage in opened.planned:
         result, student = run_stage(bench, stage, student)
         results.append(result)
-    report = RunReport(
-        dataset=dataset.card.name,
-        dataset_sha256=dataset.digest,
-        base=record.base.name,
-        teacher_sha256=record.model_sha256,
-        recipe=config.recipe.name,
-        seed=config.seed,
-        validation_rows=config.validation_rows,
-        teacher_shape=teacher_shape,
-        teacher_bytes=(model_folder / "model.safetensors").stat().st_size,
-        teacher=teacher_figures,
-        stages=tuple(results),
-        test=processes.once(lambda: _test(bench, dataset, student, planned[-1].key)),
-    )
-    text = report.model_dump_json(indent=2) + "\n"
-    processes.once(lambda: write_file(out / REPORT_FILE, text))
-    return report
+    return bench, teacher_figures, tuple(results), student
 
 
 def _finished(out: Path, recipe: str, planned: Sequence[PlannedStage]) -> RunReport | None:

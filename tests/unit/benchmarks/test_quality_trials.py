@@ -1,14 +1,14 @@
-"""The log of trials: a line a run, of validation figures alone. `test_quality_work` notes a real one."""
-
-from pathlib import Path
+"""The log of trials: a line a run, of validation figures alone. `test_quality_work` makes a real one."""
 
 import pytest
 
-from benchmarks.quality.trials import COLUMNS, TRIALS_FILE, log_trial, trial_figures
-from pruning.errors import RunError
-from pruning.pipeline.results import Contender, Figures, RunReport, StageResult, TestResult
+from benchmarks.quality.plan import changed
+from benchmarks.quality.trials import COLUMNS, trial_figures
+from pruning.pipeline.recipe import load_recipe
+from pruning.pipeline.results import Figures, StageResult
 from pruning.surgery.shape import Shape
-from recommender.ranking import Interval, Metrics
+from recommender.errors import InputError
+from recommender.ranking import Interval
 
 SHAPE = Shape(
     model_type="llama",
@@ -23,7 +23,6 @@ SHAPE = Shape(
     attention_bias=False,
     mlp_bias=False,
 )
-TEST_FIGURE = 0.777
 BEFORE = Figures(loss=30.0, hr10=0.01, ndcg10=0.005)
 AFTER = Figures(
     loss=8.61239,
@@ -48,48 +47,29 @@ def stage(name: str, layers: int, after: Figures, steps: int) -> StageResult:
     )
 
 
-def run_report() -> RunReport:
-    names = ("hr1", "hr5", "hr10", "hr20", "ndcg5", "ndcg10", "ndcg20")
-    one = Interval(value=TEST_FIGURE, low=TEST_FIGURE, high=TEST_FIGURE)
-    model = Contender(metrics=Metrics(rows=1, **dict.fromkeys(names, TEST_FIGURE)), hr10=one, ndcg10=one)
-    return RunReport(
-        dataset="rivers",
-        dataset_sha256="d",
-        base="scratch",
-        teacher_sha256="t",
-        recipe="espalier",
-        seed=2,
-        validation_rows=20,
-        teacher_shape=SHAPE,
-        teacher_bytes=2000,
-        teacher=AFTER,
-        stages=(stage("width", 3, BEFORE, 10), stage("depth", 1, AFTER, 32)),
-        test=TestResult(
-            teacher=model,
-            student=model,
-            popularity=model,
-            retention_hr10=one,
-            retention_ndcg10=one,
-            teacher_over_popularity_ndcg10=one,
-            student_over_popularity_ndcg10=one,
-        ),
-    )
-
-
 def test_a_trial_is_the_last_stage_on_the_validation_split() -> None:
-    report = run_report()
-    figures = trial_figures(report, 86_000)
-    assert figures.keys() | {"date", "commit", "note"} == set(COLUMNS)
-    assert (figures["dataset"], figures["recipe"], figures["seed"]) == ("rivers", "espalier", 2)
+    figures = trial_figures((stage("width", 3, BEFORE, 10), stage("depth", 1, AFTER, 32)), 86_000)
+    told_by_the_caller = {"date", "commit", "dataset", "note", "recipe", "seed", "command"}
+    assert figures.keys() | told_by_the_caller == set(COLUMNS)
     assert (figures["key"], figures["steps"], figures["training_tokens"]) == ("depth", 42, 86_000)
-    assert figures["nonembedding"] == report.student_shape.nonembedding_parameters
-    assert report.student_shape.num_hidden_layers == 1
+    one_layer = SHAPE.model_copy(update={"num_hidden_layers": 1})
+    assert figures["nonembedding"] == one_layer.nonembedding_parameters
     assert (figures["loss"], figures["catalogue_loss"]) == (8.6124, 6.5)
     assert (figures["ndcg10"], figures["ndcg10_low"], figures["ndcg10_high"]) == (0.11, 0.095, 0.125)
-    assert TEST_FIGURE not in figures.values()
 
 
-def test_an_unfinished_run_is_no_trial(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="finish the run"):
-        log_trial(tmp_path, tmp_path, "too early")
-    assert not (tmp_path / TRIALS_FILE).exists()
+def test_a_trial_changes_all_trainings_and_nothing_else() -> None:
+    recipe = load_recipe("paper")
+    other = changed(recipe, {"learning_rate": "7e-4", "best_by": "ndcg10"})
+    for stage_before, stage_after in zip(recipe.stages, other.stages, strict=True):
+        assert stage_before.training is not None
+        update = {"learning_rate": 7e-4, "best_by": "ndcg10"}
+        training = stage_before.training.model_copy(update=update)
+        assert stage_after == stage_before.model_copy(update={"training": training})
+    assert changed(recipe, {}) == recipe
+
+
+@pytest.mark.parametrize("setting", [{"learning_rat": "1e-3"}, {"warmup": "much"}, {"learning_rate": "0"}])
+def test_a_setting_that_is_none_is_refused(setting: dict[str, str]) -> None:
+    with pytest.raises(InputError, match=next(iter(setting))):
+        changed(load_recipe("espalier"), setting)

@@ -13,7 +13,7 @@ from small_run import TITLES, Silent, teacher_config, write_source
 from benchmarks.quality.plan import Shapes
 from benchmarks.quality.reproduce import Reproduction, reproduce
 from benchmarks.quality.rows import Row, TestRows, keep, read_quality, read_ranks
-from benchmarks.quality.trials import COLUMNS, TRIALS_FILE, log_trial
+from benchmarks.quality.trials import COLUMNS, TRIALS_FILE, make_trial
 from benchmarks.quality.work import Asked, make_row
 from pruning.checkpoint import save_checkpoint
 from pruning.errors import RecipeError
@@ -154,15 +154,23 @@ def test_another_seed_is_another_run_with_the_teachers_own_ranks(made: Made) -> 
     ]
 
 
-def test_runs_are_noted_as_trials_one_below_the_other(made: Made, tmp_path: Path) -> None:
-    made.again(Silent())
-    for note in ("a first one, with a comma", "again"):
-        log_trial(made.folder / "work" / "rivers" / "run-0", tmp_path, note)
+def test_trials_are_noted_one_below_the_other_and_look_at_no_test_row(made: Made, tmp_path: Path) -> None:
+    asked = made.asked(results=tmp_path, budget=0.25)
+    as_it_stands, reporter = make_trial(asked, {}, "a first one, with a comma", Silent()), Silent()
+    make_trial(asked, {"learning_rate": "2e-3"}, "faster", reporter)
+    assert not any("test split" in line for line in reporter.lines)
     first, second = csv.DictReader((tmp_path / TRIALS_FILE).read_text().splitlines())
     assert tuple(first) == COLUMNS
-    assert (first["note"], second["note"]) == ("a first one, with a comma", "again")
-    assert first["training_tokens"] == str(made.first.here.training_tokens)
-    assert len(first["commit"]) >= 7
+    assert first == {name: str(value) for name, value in as_it_stands.items()}
+    assert (first["note"], second["note"]) == ("a first one, with a comma", "faster")
+    assert first["training_tokens"] == second["training_tokens"] != "0"
+    assert first["key"] != second["key"]
+    assert second["command"].startswith("python -m benchmarks.quality trial rivers --source source")
+    assert second["command"].endswith(
+        "--method espalier --seed 0 --size 95 --budget 0.25 --set learning_rate=2e-3"
+    )
+    row = make_row(asked, Silent())
+    assert row.training_tokens == as_it_stands["training_tokens"]
 
 
 def test_no_row_where_no_layer_fits(made: Made) -> None:
