@@ -51,6 +51,9 @@ SHAPES: Shapes = {
 _LIMITS: Mapping[Size, float] = {95: 0.95, 98: 0.98}
 _VALIDATIONS = 4
 _NEVER_STALE = 10_000
+_NOT_TRIED = frozenset(
+    ("epochs", "max_steps", "stop_after", "patience", "validations", "precision", "seed")
+)
 
 
 def teacher_config(base: Path, precision: Precision) -> TeacherConfig:
@@ -100,8 +103,13 @@ def changed(recipe: Recipe, training: Mapping[str, str]) -> Recipe:
         training: fields of `TrainingConfig`, as one writes them.
 
     Raises:
-        InputError: there is no such setting, or not such a value of it.
+        InputError: there is no such setting, or not such a value of it, or the budget or the row says it.
     """
+    said_already = sorted(_NOT_TRIED & set(training))
+    if said_already:
+        raise InputError(
+            f"{', '.join(said_already)}: no setting to try; the budget, --precision and --seed say it"
+        )
     stages = []
     for stage in recipe.stages:
         if stage.training is not None:

@@ -69,7 +69,9 @@ def test_a_trial_changes_all_trainings_and_nothing_else() -> None:
     assert changed(recipe, {}) == recipe
 
 
-@pytest.mark.parametrize("setting", [{"learning_rat": "1e-3"}, {"warmup": "much"}, {"learning_rate": "0"}])
+@pytest.mark.parametrize(
+    "setting", [{"learning_rat": "1e-3"}, {"warmup": "much"}, {"learning_rate": "0"}, {"epochs": "3"}]
+)
 def test_a_setting_that_is_none_is_refused(setting: dict[str, str]) -> None:
     with pytest.raises(InputError, match=next(iter(setting))):
         changed(load_recipe("espalier"), setting)
