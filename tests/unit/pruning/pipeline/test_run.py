@@ -81,7 +81,7 @@ def test_a_run_that_works_on_another_target_is_not_finished(folder: Path, tmp_pa
 
     class Stopping(Silent):
         def say(self, text: str) -> None:
-            if "stage 3 depth: scoring" in text:
+            if "stage 3 depth: choosing" in text:
                 raise StoppedError
 
     asked = prune_config(RECIPE.replace("layers = 0.34", "layers = 0.67"))

@@ -85,9 +85,9 @@ def test_the_page_needs_nothing_else_and_says_what_its_pictures_show(finished: P
 @pytest.mark.parametrize(
     ("at", "told", "shown"),
     [
-        ("stage 1 width: scoring", "stage 1 (width): not begun", "No stage has chosen yet"),
+        ("stage 1 width: choosing", "stage 1 (width): not begun", "No stage has chosen yet"),
         ("stage 2 mlp: cut to", "stage 2 (mlp): cut, not restored", "mlp: cut"),
-        ("stage 3 depth: scoring", "stage 3 (depth): not begun", "mlp: restored"),
+        ("stage 3 depth: choosing", "stage 3 (depth): not begun", "mlp: restored"),
         ("ranking the whole test split", "the test split has not been judged", "depth: restored"),
     ],
 )
