@@ -104,16 +104,20 @@ class Frontier:
 
     def add_children(self, nodes_X: Int32Array, scores_X: Float64Array, origins_X: Int32Array) -> None:
         """Takes children that were just scored: leaves are finished, the rest opens, the hopeless go."""
-        keep = scores_X > self._threshold
-        start, stop = self._trie.leaf_start[nodes_X], self._trie.leaf_stop[nodes_X]
+        # First of all, since what is looked up below lies all over a large trie.
+        hopeful = np.flatnonzero(scores_X > self._threshold)
+        nodes_X, scores_X = nodes_X[hopeful], scores_X[hopeful]
+        leaf = self._trie.child_offsets[nodes_X] == self._trie.child_offsets[nodes_X + 1]
+        alive = np.ones(len(nodes_X), np.bool_)
         if self.query.items is not None:
-            keep &= self.query.items.alive(start, stop)
-        leaf = keep & (self._trie.child_offsets[nodes_X] == self._trie.child_offsets[nodes_X + 1])
-        if leaf.any():
-            self._finish(start[leaf], scores_X[leaf])
-        keep &= ~leaf
-        self._open(nodes_X[keep], scores_X[keep], origins_X[keep])
-        self._prune(self._scores > self._threshold)
+            start, stop = self._trie.leaf_start[nodes_X], self._trie.leaf_stop[nodes_X]
+            alive = self.query.items.alive(start, stop)
+        finished = leaf & alive
+        if finished.any():
+            self._finish(self._trie.leaf_start[nodes_X[finished]], scores_X[finished])
+            self._prune(self._scores > self._threshold)
+        opened = ~leaf & alive & (scores_X > self._threshold)
+        self._open(nodes_X[opened], scores_X[opened], origins_X[hopeful[opened]])
 
     def add_rest(self, node: int, bound: float, origin: int) -> None:
         """Takes the children of `node` that were not handed over, as one open node: none beats `bound`.
@@ -160,6 +164,9 @@ class Frontier:
         self._origins = np.concatenate((self._origins, origins_X))
 
     def _finish(self, leaves: Int32Array, scores: Float64Array) -> None:
+        if len(scores) > self.query.k:  # each has an item at least
+            within = scores >= np.partition(scores, -self.query.k)[-self.query.k]
+            leaves, scores = leaves[within], scores[within]
         found = zip((-scores).tolist(), leaves.tolist(), strict=True)
         self._finished = sorted([*self._finished, *found])
         items = 0
