@@ -153,6 +153,7 @@ def start_seconds(artifact: Path, redis_url: str, scratch: Path) -> Record:
 def page(record: Record) -> str:
     """The record for a reader."""
     sizes, real = record["sizes"], record["real"]
+    needed = [record["prompt_tokens"] + one["node_tokens_needed"] for one in sizes]
     rows = [
         (
             f"{one['items']:,}",
@@ -209,6 +210,8 @@ the command to `/readyz`. The first row is the artifact's own catalogue. No trai
 that come anew, and the model would put them before all others, so each has the embedding of a known one
 that begins a single real title. A node whose score beats the tenth item's has to be read by every exact
 search: those are the tokens *needed*, beside the prompt's {record["prompt_tokens"]:.1f}, at every size.
+If time went by them alone, the largest catalogue would take {needed[-1] / needed[1]:.1f} times as long
+as that of {sizes[1]["items"]:,} items.
 """
 
 
