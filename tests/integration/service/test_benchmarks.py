@@ -53,7 +53,7 @@ def test_an_open_loop_tells_latency_by_stage_at_each_step(
     assert [step["share"] for step in found["steps"]] == [n / 10 for n in range(1, 14)]
     first = found["steps"][0]
     assert first["answered_in_time"] > 0
-    assert set(first["stages"]) == {"history", "prompt", "queue", "prefill", "decode", "rest"}
+    assert set(first["stages"]) == {"history", "prompt", "queue", "prefill", "decode", "rest", "around"}
     assert first["cores_used"]["service"] > 0
     assert f"{found['capacity_rps']} requests/s" in page
 

@@ -48,8 +48,10 @@ def test_stages_are_read_off_an_answers_head() -> None:
     assert stages == {"total": [1.0, 3.5], "prefill": [1.25]}
 
 
-def test_what_is_around_the_search_is_history_prompt_and_rest() -> None:
-    times = {"history": 0.2, "prompt": 0.1, "queue": 9.0, "prefill": 9.0, "decode": 9.0, "rest": 0.3}
-    stages = {part: {"p50_ms": time} for part, time in times.items()}
-    assert around_the_search({"stages": stages}) == 0.6
+def test_what_is_around_the_search_is_each_requests_own_sum() -> None:
+    searched = {"prompt": [0.1] * 3, "queue": [9.0] * 3, "prefill": [9.0] * 3, "decode": [9.0] * 3}
+    stages = {**searched, "history": [0.0, 0.4, 0.4], "total": [27.9, 27.6, 27.7]}
+    found = stage_percentiles(stages)
+    assert {part: found[part]["p50_ms"] for part in ("history", "rest")} == {"history": 0.4, "rest": 0.2}
+    assert around_the_search({"stages": found}) == 0.7
     assert around_the_search({"stages": None}) is None
