@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from torch.testing import assert_close
 
 from pruning.models import read_tokenizer
 from pruning.pipeline.run import PruneConfig, calibration_batches, prune
-from pruning.teacher.train import train_teacher
+from pruning.teacher.train import TeacherConfig, train_teacher
 from pruning.training.windows import UserPacker
 from recommender.dataset import Dataset
 from recommender.prompt import PromptEncoder, PromptTemplate
@@ -29,6 +30,23 @@ CALIBRATION_WINDOWS = 60
 TWO_SHARES = "rotate = true\n" + RECIPE.replace("windows = 4", f"windows = {CALIBRATION_WINDOWS}").replace(
     "keep =", "repair = { ridge = 1.0, largest = 8.0 }\nkeep ="
 )
+COLLABORATIVE = """
+name = "beside"
+description = "One stage, whose signals are mixed."
+
+[calibration]
+windows = 4
+
+[[stages]]
+name = "depth"
+importance = "activation"
+keep = { layers = 0.34 }
+training = { epochs = 2, learning_rate = 3e-3, tokens_per_batch = 1024 }
+
+[stages.distillation]
+among = "catalogue"
+signal = { kind = "cached", top_k = 8, collaborative = true }
+"""
 # What the command makes of TRAIN.
 CONFIG = teacher_config(epochs=3, weight_decay=0.1)
 TRAIN = (
@@ -138,6 +156,43 @@ def test_pruning_by_two_processes_is_that_of_one(alone: Path, tmp_path: Path) ->
     for file in run.glob("stages/*/cut.json"):
         assert file.read_text() == (alone / "run" / file.relative_to(run)).read_text()
     assert not [file for file in written if ".partial-" in str(file)]
+
+
+def test_beside_a_sequence_model_two_come_to_what_one_comes_to(tmp_path: Path) -> None:
+    # Trained again, in another number of threads, it would be another model in the last bits, and so would
+    # all that learns from it: one process trains it, and both runs have that one.
+    one, two = tmp_path / "one", tmp_path / "two"
+    dataset = write_dataset(tmp_path)
+    asked = teacher_config(epochs=3, weight_decay=0.1).model_dump()
+    config = TeacherConfig.model_validate(asked | {"among": "catalogue", "collaborative": 0.5})
+    train_teacher(dataset, one / "teacher", config, Silent())
+    (two / "teacher").mkdir(parents=True)
+    for name in ("settings.json", "collaborative.safetensors"):
+        shutil.copy(one / "teacher" / name, two / "teacher")
+    beside = ("--among", "catalogue", "--collaborative", "0.5")
+    finish(two_processes("train", dataset, "--out", two / "teacher", *TRAIN, *beside))
+    same_tensors(*(folder / "teacher" / "model" / "model.safetensors" for folder in (two, one)))
+
+    (tmp_path / "recipe.toml").write_text(COLLABORATIVE)
+    pruning = PruneConfig(recipe=recipe(COLLABORATIVE), validation_rows=20)
+    expected = prune(dataset, one / "teacher", one / "run", pruning, Silent())
+    (kept,) = (one / "run").glob("collaborative-*")
+    shutil.copytree(kept, two / "run" / kept.name)
+    shutil.copy(one / "run" / "settings.json", two / "run")
+    report = finish(
+        two_processes(
+            *("prune", dataset, one / "teacher", "--out", two / "run"),
+            *("--recipe", tmp_path / "recipe.toml", "--validation-rows", "20"),
+        )
+    )
+    (signals,) = (one / "run").glob("signals-8-*")
+    for file in signals.iterdir():
+        same_tensors(two / "run" / file.relative_to(one / "run"), file)
+    assert report["test"] == expected.model_dump(mode="json")["test"]
+    # Not its weights: Adam makes a whole step of a gradient of nearly nothing, whatever its sign.
+    assert report["stages"][0]["after_restoration"]["loss"] == pytest.approx(
+        expected.stages[0].after_restoration.loss, rel=1e-5
+    )
 
 
 def test_when_one_is_killed_all_end(alone: Path, tmp_path: Path) -> None:
