@@ -19,6 +19,7 @@ from benchmarks.quality.comparison import (
 )
 from benchmarks.quality.curve import curve_svg
 from benchmarks.quality.rows import Method, Row
+from benchmarks.quality.summary import HOW_TO_READ, in_short
 from benchmarks.records import table
 from pruning.report.plots import Point
 from recommender.ranking import Interval
@@ -49,7 +50,7 @@ def write_page(folder: Path) -> None:
 
 def page(results: Results) -> str:
     """All of it as Markdown."""
-    parts = ["# What pruning keeps", _introduction()]
+    parts = ["# What pruning keeps", *in_short(results), "## How to read this", HOW_TO_READ]
     for name in sorted({row.dataset for row in results.rows}):
         parts += _set(results, name)
     parts += [
@@ -60,31 +61,6 @@ def page(results: Results) -> str:
         *_missing(results),
     ]
     return "\n\n".join([*parts, *_commands(results)]) + "\n"
-
-
-def _introduction() -> str:
-    return (
-        "SmolLM2-135M-Instruct fine-tuned on each data set, pruned, and ranked over the whole test "
-        "split and the whole catalogue (`quality.json`; a hit is a title match, histories of at most "
-        "ten items). Intervals hold 95 % of bootstrap samples over users, retention and differences in "
-        "pairs; each is of one comparison, not corrected for there being many. A test row's value is "
-        "averaged over the seeds first. Every choice was made on the validation split of movies_and_tv, "
-        "those of decisions 18 and 19 (1,024 tokens a signal, the mixture, the repair at an even size) on "
-        "that of cds_and_vinyl; trials stand in `quality_trials.csv`, where there is one, and in "
-        "`first_cuts_movies_202611.md`. "
-        "`paper` is restored among the catalogue, since the teacher is trained at decisions; its scores "
-        "are the published ones, which read all tokens and suit such a teacher less. All methods of a size "
-        "have one final shape (depth-only: whole layers of full width under the same limit) and read "
-        "equally many training tokens; budget 1 is twelve readings of the training histories. "
-        "`scratch-distilled`, `scratch` and `random` differ from `espalier` in one thing each: drawn "
-        "weights, which warm up longer; those, and no teacher; what is kept. Where their recipe says "
-        "`collaborative`, all that are distilled but `paper` are shown a mixture of the teacher and of a "
-        "sequence model like `sasrec` (decision 18), so they can keep more than all of the teacher; "
-        "`sasrec` is what such a model ranks by itself. Teachers learn beside one, too, by half of their "
-        "loss, since 30 November 2026; that of cds_and_vinyl is older, and learnt from the truth alone. A "
-        "row is of its recipe and its teacher as they stood at the commit beside its command. All products "
-        "of a set, the teacher's too, are float32's, or bfloat16's where the commands at the end say so."
-    )
 
 
 def _set(results: Results, name: str) -> list[str]:

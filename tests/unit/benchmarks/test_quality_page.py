@@ -126,6 +126,19 @@ def test_a_row_of_another_teacher_is_named(folder: Path) -> None:
     assert f"made again:\n\n- {MOVIES}, random-95-0-1\n" in page(Results(folder))
 
 
+def test_the_first_table_stars_what_espalier_is_above_without_doubt(folder: Path) -> None:
+    put(folder, MOVIES, "scratch", [0, 0, 0, 0])
+    put(folder, MOVIES, "scratch", [0, 3, 0, 3], budget=0.25)
+    put(folder, MOVIES, "espalier", [1, 1, 1, 1], budget=0.25)
+    first = page(Results(folder)).split("## How to read this")[0]
+    # Against `scratch` both users gain; against `scratch-distilled` user 1 does not.
+    none = "— | — | — |"
+    movies, games = f"| {MOVIES} | 95 % | ", f"| {GAMES} | 95 % | "
+    assert f"{movies}1 | 0.3750 | — | **0.5625** | 150.0% | 150.0% | 0.3750 | 0.0000 * | {none}" in first
+    assert f"{movies}0.25 | 0.3750 | — | **1.0000** | 200.0% | 266.7% | — | 0.2500 * | {none}" in first
+    assert f"{games}1 | — | — | **0.7500** | 200.0% | 200.0% | 0.7500 | — | {none}" in first
+
+
 def test_the_page_says_it_plainly(folder: Path) -> None:
     put(folder, MOVIES, "espalier", [0, 0, 3, 0], budget=0.25, training_tokens=250_000)
     write_page(folder)
