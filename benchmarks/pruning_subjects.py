@@ -29,7 +29,9 @@ from recommender.dataset import Dataset
 from recommender.prompt import SEPARATOR, PromptEncoder, PromptTemplate
 
 REMOVED_SHARE = 0.95
-TOKENS_PER_BATCH = 2048
+# Of ours. The plain loop has as many windows in a batch, and of them all padded logits over the whole
+# vocabulary: with twice as many it takes more than 13 GB, and 24 do not suffice for all that take turns.
+TOKENS_PER_BATCH = 1024
 
 
 @dataclass(frozen=True)
