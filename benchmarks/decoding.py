@@ -100,7 +100,7 @@ def measure(
 
 def exact_answers(artifact: Artifact, ranker: Ranker, prompts: Sequence[Prompt]) -> list[Answer]:
     """From torch's forward pass, none of the kernels, with a frontier that is never cut."""
-    unlimited = SearchLimits(expansions=ranker.trie.node_count)
+    unlimited = SearchLimits(proof_nodes=ranker.trie.node_count)
     search = TrieSearch(artifact.load_transformer(), ranker.trie, unlimited)
     queries = [Query(prompt, K) for prompt in prompts]
     found = search.rank(queries, batch=8)

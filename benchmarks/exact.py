@@ -60,7 +60,7 @@ def agreement(found: Found, everything: Found) -> Agreement:
 def brute_force(artifact: Artifact, ranker: Ranker, prompts: Sequence[tuple[int, ...]]) -> list[Found]:
     """All titles with their scores, best first, for each prompt."""
     titles = ranker.trie.leaf_count
-    unlimited = SearchLimits(width=titles, expansions=titles)
+    unlimited = SearchLimits(width=titles, proof_nodes=titles)
     search = TrieSearch(artifact.load_transformer(), ranker.trie, unlimited)
     found = []
     for number, prompt in enumerate(prompts, 1):

@@ -53,7 +53,7 @@ def needed_steps(ranker: Ranker, prompt: tuple[int, ...], k: int) -> list[Step]:
     """The steps of a request: its prompt with the root's children, then a step for each level."""
     trie = ranker.trie
     everything = Query(prompt, trie.leaf_count, distinct_titles=True)
-    unlimited = SearchLimits(width=trie.leaf_count, expansions=trie.leaf_count)
+    unlimited = SearchLimits(width=trie.leaf_count, proof_nodes=trie.leaf_count)
     [found] = TrieSearch(ranker.search.model, trie, unlimited).rank([everything])
     assert found.exact
     assert len(found.leaves) == trie.leaf_count

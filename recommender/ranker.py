@@ -86,7 +86,11 @@ class Ranker(TitleIndex):
 
     @classmethod
     def from_artifact(
-        cls, artifact: Artifact, dtype: torch.dtype = torch.float32, prefix_cache_bytes: int = 0
+        cls,
+        artifact: Artifact,
+        dtype: torch.dtype = torch.float32,
+        limits: SearchLimits | None = None,
+        prefix_cache_bytes: int = 0,
     ) -> Ranker:
         """Loads everything the artifact holds; the caller verifies it first."""
         return cls(
@@ -94,5 +98,6 @@ class Ranker(TitleIndex):
             artifact.load_encoder(),
             artifact.load_trie(),
             artifact.load_transformer(dtype),
-            prefix_cache_bytes=prefix_cache_bytes,
+            limits,
+            prefix_cache_bytes,
         )

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from recommender.search.frontier import SearchLimits
 from service.errors import SettingsError
 
 EMBEDDED = "embedded"
@@ -79,6 +80,8 @@ class Settings(HistorySettings):
             rotated; None: nobody may.
         prefix_cache_bytes: what the native engine may keep of prompts it has read, so that a returning
             user's is read from its news on; 0: nothing.
+        proof_nodes: nodes of the trie that a search may expand to prove its answer, and eight more for each
+            item asked for. Fewer: answers of very large catalogues come sooner, and say `exact: false`.
         history_unavailable: what a recommendation without a history of its own gets while Redis is away:
             the `popular` list, marked degraded, or 503 (`refuse`).
         cors_origins: the origins whose pages may call the service from a browser, separated by commas;
@@ -102,6 +105,7 @@ class Settings(HistorySettings):
     api_keys_file: Path | None = None
     admin_token_file: Path | None = None
     prefix_cache_bytes: Annotated[int, Field(ge=0)] = 64 << 20
+    proof_nodes: Annotated[int, Field(ge=0)] = SearchLimits.proof_nodes
     history_unavailable: Literal["popular", "refuse"] = "popular"
     cors_origins: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_origins)

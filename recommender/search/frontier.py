@@ -4,7 +4,10 @@ Scores are sums of log-probabilities, so they only fall along a path: an open no
 everything below it. The search may stop as soon as the k-th best finished item beats every open node;
 what it has then is the exact top k.
 
-Shapes: O open nodes, S nodes selected for a step, X children, R suffix tokens read so far.
+Among very many titles the proof costs far more than the titles do: most of the nodes that could still
+hold a better one hold none. So a search may give its proof up, and go on with the most hopeful nodes alone.
+
+Shapes: O open nodes, S nodes selected for a step, X children.
 """
 
 from __future__ import annotations
@@ -18,6 +21,11 @@ from recommender.search.filters import ItemFilter
 from recommender.trie import Int32Array, TitleTrie
 
 Float64Array = npt.NDArray[np.float64]
+
+# The best title under a node scores less than the node by .40 times the logarithm of how many titles it
+# has, in the mean, alike for two and for hundreds (docs/results/search_steps_202611.md). Half of that, so
+# that few nodes are given up which hold a title of the top k.
+_DROP = 0.2
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class Found:
     Attributes:
         leaves: leaf numbers of the trie.
         scores: natural logarithms of the titles' trie-renormalised probabilities.
-        exact: the ranking is proven; False: the frontier had to be cut.
+        exact: the ranking is proven; False: the proof would have cost too much.
         prompt_tokens: tokens of the prompt.
         cached_tokens: how many of them were remembered, and not read again.
         steps: model steps after the prefill.
@@ -60,16 +68,17 @@ class Found:
 
 @dataclass(frozen=True)
 class SearchLimits:
-    """How wide a step is and when the frontier is cut.
+    """How wide a step is and what a proof may cost.
 
     Attributes:
         width: open nodes expanded in a step (k of them when k is larger).
-        expansions: after this many (plus 8 · k) expanded nodes only the k best open nodes are kept,
-            which ends the search within the depth of the trie but leaves its result unproven.
+        proof_nodes: when more nodes than this (plus 8 · k) would have to be expanded to prove the result,
+            it stays unproven: only the `width` most hopeful open nodes are kept, now and after each step,
+            which ends the search within the depth of the trie.
     """
 
     width: int = 24
-    expansions: int = 384
+    proof_nodes: int = 384
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,8 @@ class Frontier:
         self.steps = 0
         self._trie = trie
         self._width = max(limits.width, query.k)
-        self._budget = limits.expansions + 8 * query.k
+        self._proof_nodes = limits.proof_nodes + 8 * query.k  # that may still be expanded
+        self._proving = True
         self._exact = True
         self._nodes = np.zeros(0, np.int32)
         self._scores = np.zeros(0, np.float64)
@@ -130,12 +140,24 @@ class Frontier:
         if survives and bound > self._threshold:
             self._open(np.array([node], np.int32), np.array([bound]), np.array([origin], np.int32))
 
+    def stay_within_limits(self) -> None:
+        """Gives the proof up if it would cost too much. To be called when a step's children are all in."""
+        if self._proving and len(self._nodes) <= self._proof_nodes:
+            return  # even if all of them have to be expanded
+        expected = self._scores - _DROP * np.log(self._titles_below(self._nodes))
+        if self._proving and np.count_nonzero(self._scores > self._foreseen(expected)) <= self._proof_nodes:
+            return
+        self._proving = False
+        hopeful = expected > self._threshold
+        if np.count_nonzero(hopeful) > self._width:
+            hopeful = np.zeros(len(self._nodes), np.bool_)
+            hopeful[np.argpartition(-expected, self._width - 1)[: self._width]] = True
+        if not hopeful.all():
+            self._exact = False
+            self._prune(hopeful)
+
     def select(self) -> Selection:
         """Takes the nodes to expand next out of the open ones."""
-        if self._budget <= 0 and len(self._nodes) > self.query.k:
-            self._exact = False
-            best = np.argpartition(-self._scores, self.query.k - 1)[: self.query.k]
-            self._prune(np.isin(np.arange(len(self._nodes)), best))
         if len(self._nodes) > self._width:
             chosen = np.argpartition(-self._scores, self._width - 1)[: self._width]
         else:
@@ -144,7 +166,7 @@ class Frontier:
         left = np.ones(len(self._nodes), np.bool_)
         left[chosen] = False
         self._prune(left)
-        self._budget -= len(chosen)
+        self._proof_nodes -= len(chosen)
         self.steps += 1
         return selection
 
@@ -157,6 +179,16 @@ class Frontier:
             cached_tokens=self._cached_tokens,
             steps=self.steps,
         )
+
+    def _foreseen(self, expected_O: Float64Array) -> float:
+        """The score that the k-th title may be expected to have in the end."""
+        titles = np.concatenate((expected_O, [-negated for negated, _ in self._finished]))
+        if len(titles) < self.query.k:
+            return -np.inf
+        return float(np.partition(titles, -self.query.k)[-self.query.k])
+
+    def _titles_below(self, nodes_O: Int32Array) -> Int32Array:
+        return self._trie.leaf_stop[nodes_O] - self._trie.leaf_start[nodes_O]
 
     def _open(self, nodes_X: Int32Array, scores_X: Float64Array, origins_X: Int32Array) -> None:
         self._nodes = np.concatenate((self._nodes, nodes_X))

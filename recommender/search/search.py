@@ -193,3 +193,4 @@ def _hand_over(
         request.frontier.add_children(
             children.nodes_E[start:stop], children.scores_E[start:stop], columns_E[start:stop]
         )
+        request.frontier.stay_within_limits()

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from recommender.artifact import Artifact
 from recommender.ranker import Ranker, TitleIndex
+from recommender.search.frontier import SearchLimits
 from recommender.search.transformer import LeanTransformer
 from service.engine.native.engine import NativeEngine
 from service.engine.protocol import Engine
@@ -63,26 +64,31 @@ def engine_maker(settings: Settings, metrics: Metrics) -> EngineMaker:
     Raises:
         SettingsError: the engine is vLLM, and the interpreter that is to run it has none.
     """
+    limits = SearchLimits(proof_nodes=settings.proof_nodes)
     if settings.engine == "native":
-        return NativeMaker(settings.batch, settings.prefix_cache_bytes)
+        return NativeMaker(settings.batch, settings.prefix_cache_bytes, limits)
     refuse_interpreter_without_vllm(settings.vllm_python)
 
     def count(reason: str) -> None:
         metrics.engine_failures.labels(reason).inc()
 
-    return VllmMaker(settings.vllm_python, settings.batch, count)
+    return VllmMaker(settings.vllm_python, settings.batch, count, limits=limits)
 
 
 class NativeMaker:
     """Makes native engines; each has a prefix cache of its own, which a swap therefore empties."""
 
-    def __init__(self, max_batch: int, prefix_cache_bytes: int) -> None:
+    def __init__(self, max_batch: int, prefix_cache_bytes: int, limits: SearchLimits | None = None) -> None:
         self._max_batch = max_batch
+        self._limits = limits
         self._prefix_cache_bytes = prefix_cache_bytes
 
     async def __call__(self, artifact: Artifact) -> MadeEngine:
         ranker = await asyncio.to_thread(
-            Ranker.from_artifact, artifact, prefix_cache_bytes=self._prefix_cache_bytes
+            Ranker.from_artifact,
+            artifact,
+            limits=self._limits,
+            prefix_cache_bytes=self._prefix_cache_bytes,
         )
         if isinstance(ranker.search.model, LeanTransformer):
             _log.warning(
@@ -110,11 +116,13 @@ class VllmMaker:
         max_batch: int,
         on_failure: Callable[[str], None],
         options: Sequence[str] = (),
+        limits: SearchLimits | None = None,
     ) -> None:
         """`options`: more of the child's command line, which benchmarks try."""
         self._python = python
         self._options = options
         self._max_batch = max_batch
+        self._limits = limits or SearchLimits()
         self._on_failure = on_failure
         self._measured = 0
         self._on_accelerator = False
@@ -126,6 +134,7 @@ class VllmMaker:
             *(str(self._python), "-m", "service.engine.vllm.child"),
             *("--artifact", str(artifact.path.resolve())),
             *("--context", str(context), "--kv-cache", str(self._kv_cache_bytes(artifact))),
+            *("--proof-nodes", str(self._limits.proof_nodes)),
             *self._options,
         ]
         engine = VllmEngine(command, self._max_batch, self._on_failure)

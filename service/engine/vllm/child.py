@@ -22,7 +22,7 @@ import torch
 
 from recommender.artifact import Artifact
 from recommender.ranker import TitleIndex
-from recommender.search.frontier import Found, Query
+from recommender.search.frontier import Found, Query, SearchLimits
 from service.engine.vllm.messages import (
     TO_CHILD,
     AskMetrics,
@@ -63,11 +63,13 @@ class _Running:
 class Child:
     """Answers what comes over the connection until its other end is closed."""
 
-    def __init__(self, connection: socket.socket, titles: TitleIndex, model: ServedModel) -> None:
+    def __init__(
+        self, connection: socket.socket, titles: TitleIndex, model: ServedModel, limits: SearchLimits
+    ) -> None:
         self._connection = connection
         self._titles = titles
         self._model = model
-        self._loop = StepLoop(model, titles.trie)
+        self._loop = StepLoop(model, titles.trie, limits)
         # A prompt that leaves room for every title; vLLM dies of a longer one.
         self._prompt_limit = model.context - titles.trie.longest_path
         self._running: dict[int, _Running] = {}
@@ -163,6 +165,7 @@ def serve(arguments: Sequence[str], load: Callable[[Artifact, int, int], ServedM
     parser.add_argument("--artifact", type=Path, required=True)
     parser.add_argument("--context", type=int, required=True)
     parser.add_argument("--kv-cache", type=int, required=True)
+    parser.add_argument("--proof-nodes", type=int, default=SearchLimits.proof_nodes)
     given = parser.parse_args(arguments)
     with socket.socket(fileno=given.socket) as connection:
         end = threading.Thread(target=_end_with_the_service, args=(connection, given.scratch), daemon=True)
@@ -170,7 +173,8 @@ def serve(arguments: Sequence[str], load: Callable[[Artifact, int, int], ServedM
         try:
             artifact = Artifact.open(given.artifact)
             titles = TitleIndex(artifact.load_catalogue(), artifact.load_encoder(), artifact.load_trie())
-            Child(connection, titles, load(artifact, given.context, given.kv_cache)).run()
+            model = load(artifact, given.context, given.kv_cache)
+            Child(connection, titles, model, SearchLimits(proof_nodes=given.proof_nodes)).run()
         except (BrokenPipeError, ConnectionResetError):
             pass  # the service is gone
         except Exception as error:

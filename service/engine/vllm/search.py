@@ -179,6 +179,7 @@ class StepLoop:
                 listed = asked.before.union(children.tolist())
                 search.origins.append(_Origin(path, asked.score, listed))
         search.answers.clear()
+        search.frontier.stay_within_limits()
 
     def _listed(self, row: Row, listing: Listing) -> tuple[Int32Array, Float64Array]:
         """The listed children as nodes, best first; among equals the first in the trie first."""

@@ -86,16 +86,53 @@ def test_excluded_items_of_a_shared_title_do_not_count_towards_k() -> None:
         assert front.done == done
 
 
-def test_past_the_budget_only_k_open_nodes_stay_and_the_result_is_unproven() -> None:
-    front = frontier(1, SearchLimits(width=1, expansions=-8))  # with 8 · k more: none left
-    add(front, {A: -0.5, B: -0.4, C: -5.0})
+def limited(proof_nodes: int, width: int = 1) -> SearchLimits:
+    """For k = 1: so many nodes for the proof in all."""
+    return SearchLimits(width=width, proof_nodes=proof_nodes - 8)
+
+
+def test_a_proof_that_would_cost_too_much_is_given_up_for_the_most_hopeful_node() -> None:
+    front = frontier(1, limited(1))
+    add(front, {A: -0.5, B: -0.4, C: -5.0})  # for a proof A and B would have to be read
+    front.stay_within_limits()
     assert front.select().nodes_S.tolist() == [B]
     assert front.done
     assert not front.result().exact
 
 
-def test_a_budget_that_suffices_leaves_the_result_proven() -> None:
-    front = frontier(1, SearchLimits(width=1, expansions=-8))
-    add(front, {A: -0.5, B: -9.0, C: -8.0})  # the one node left is no more than k: nothing is cut
+def test_a_node_of_many_titles_is_less_hopeful_than_one_of_few_with_nearly_its_score() -> None:
+    trie = TitleTrie.build([*((1, last, 0) for last in range(1, 9)), (2, 1, 0), (2, 2, 0)], [0] * 10)
+    many, few = trie.children(0)
+    front = Frontier(Query((9,), 1), trie, limited(1))
+    add(front, {many: -0.5, few: -0.6})
+    front.stay_within_limits()
+    assert front.select().nodes_S.tolist() == [few]
+
+
+def test_open_nodes_below_the_title_that_one_may_expect_do_not_count() -> None:
+    front = frontier(1, limited(1))
+    add(front, {A: -0.5, B: -9.0, C: -8.0})
+    front.stay_within_limits()
     assert front.select().nodes_S.tolist() == [A]
+    first, second = TRIE.children(A)
+    add(front, {first: -0.9, second: -1.8})
+    front.stay_within_limits()
+    assert front.done
     assert front.result().exact
+
+
+def test_nothing_is_unproven_as_long_as_nothing_is_left_out() -> None:
+    front = frontier(1, limited(0, width=3))  # no proof can be afforded, but a step reads all there is
+    add(front, {A: -0.5, B: -0.7, C: -5.0})
+    front.stay_within_limits()
+    assert sorted(front.select().nodes_S.tolist()) == [A, B]
+    assert front.result().exact
+
+
+def test_without_a_proof_a_node_that_may_be_expected_to_hold_nothing_better_is_left_out() -> None:
+    front = frontier(1, limited(0, width=3))
+    add(front, {A: -0.4, B: -0.5, C: -0.6})  # B's best of three titles may be expected at -0.72
+    front.stay_within_limits()
+    assert front.select().nodes_S.tolist() == [A]
+    assert front.done
+    assert not front.result().exact

@@ -300,7 +300,7 @@ def test_a_cut_frontier_still_gives_k_items_with_true_scores_and_ends(
     few = range(1, 6)
     paths = make_paths([(a, b, c, d) for a in few for b in few for c in (1, 2, 3) for d in (4, 5)])
     trie = TitleTrie.build(paths, [0] * len(paths))
-    limits = SearchLimits(width=2, expansions=1 - 8 * k)
+    limits = SearchLimits(width=2, proof_nodes=1 - 8 * k)
     prompt = random_prompt(12, 3)
     [found] = TrieSearch(flat.lean, trie, limits).rank([Query(prompt, k)])
     assert not found.exact
@@ -317,7 +317,7 @@ def test_a_cut_frontier_still_gives_k_survivors_of_a_filter(make_model: Any, ran
     trie = TitleTrie.build(paths, [0] * len(paths))
     candidates = range(0, len(paths), 20)
     items = ItemFilter(trie, trie.leaf_of_items(), (), candidates)
-    limits = SearchLimits(width=1, expansions=-39)
+    limits = SearchLimits(width=1, proof_nodes=-39)
     [found] = TrieSearch(flat.lean, trie, limits).rank([Query(random_prompt(5, 4), 5, items)])
     assert not found.exact
     assert len(found.leaves) == 5

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from recommender.artifact import Artifact
+from recommender.search.frontier import SearchLimits
 from service.engine.making import NativeMaker, VllmMaker, refuse_interpreter_without_vllm
 from service.engine.protocol import RankRequest
 from service.errors import SettingsError
@@ -37,6 +38,18 @@ async def test_native(served_artifact: Artifact) -> None:
     assert await made.engine.own_metrics() == ""
     await made.engine.close()
     assert made.engine.obstacle == "the engine is dead"
+
+
+@pytest.mark.parametrize("proof_nodes", [-24, 384])
+async def test_a_proof_costs_no_more_than_the_limits_say(
+    served_artifact: Artifact, proof_nodes: int
+) -> None:
+    made = await NativeMaker(4, 0, SearchLimits(proof_nodes=proof_nodes, width=1))(served_artifact)
+    deadline = asyncio.get_running_loop().time() + 60
+    ranking = await made.engine.rank(RankRequest(made.titles.prompt([1]), 3, frozenset(), None, deadline))
+    await made.engine.close()
+    assert len(ranking.items) == 3
+    assert ranking.exact == (proof_nodes > 0)
 
 
 async def test_a_prompt_is_bounded_even_if_the_model_takes_a_very_long_one(

@@ -81,6 +81,16 @@ def running(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
+@pytest.mark.parametrize("proof_nodes", [-999, 384])
+async def test_a_proof_costs_no_more_than_the_command_line_says(
+    start: Start, ask: Ask, proof_nodes: int
+) -> None:
+    engine = await start("--proof-nodes", str(proof_nodes))
+    rankings = [await engine.rank(ask(item, k=1)) for item in range(8)]
+    assert all(len(ranking.items) == 1 for ranking in rankings)
+    assert all(ranking.exact for ranking in rankings) == (proof_nodes > 0)
+
+
 async def test_concurrent_rankings_are_the_native_ones(start: Start, ask: Ask, ranker: Ranker) -> None:
     engine = await start()
     requests = [ask(item, item + 1, k=6) for item in range(12)]
