@@ -25,8 +25,9 @@ HOW_TO_READ = """\
   teacher. `sasrec` is what such a model ranks by itself.
 - Teachers learn beside a sequence model, too, by half of their loss, since 30 November 2026; that of
   cds_and_vinyl is older, and learnt from the truth alone.
-- A row is of its recipe and its teacher as they stood at the commit beside its command. All products of a
-  set, the teacher's too, are float32's, or bfloat16's where the commands at the end say so."""
+- A row is of its recipe and its teacher as they stood at the commit beside its command. Students learn in
+  batches of 1,024 tokens since 1 December 2026, those of older rows of 2,048. All products of a set,
+  the teacher's too, are float32's, or bfloat16's where the commands at the end say so."""
 """What was done, what a method is and what an interval means."""
 _BUDGETS = (1.0, 0.25)
 _BESIDE: tuple[Method, ...] = ("teacher", "sasrec")
