@@ -17,12 +17,15 @@ Shapes: P decisions, V vocabulary, X children of all their nodes, Q target title
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -45,6 +48,8 @@ _TOKENS_PER_BATCH = 4096
 # Steps hold the scores of all titles at some thousand places, several times over.
 _MOST_TITLES = 50_000
 _SPREAD = 1e-6
+_LESSONS = "lessons"
+"""In a model's file, the digest of what it has learnt."""
 
 
 class TitleSequences:
@@ -74,24 +79,43 @@ class TitleSequences:
         return probs_QL.mul_(1 - _SPREAD).add_(_SPREAD / self.leaves)
 
 
-def fit_on_titles(
-    titles: TitleSequences,
-    training: Sequence[Window],
-    validation: Sequence[Window],
-    seed: int,
-    reporter: Reporter,
-) -> SasRec:
-    """Learns from the training windows; those of validation choose the epoch.
+@dataclass(frozen=True)
+class TitleLessons:
+    """What a sequence model learns from, which decides what becomes of it.
+
+    Attributes:
+        training: windows that are learned from.
+        validation: those that choose the epoch.
+        seed: of weights, order and dropout.
+    """
+
+    titles: TitleSequences
+    training: Sequence[Window]
+    validation: Sequence[Window]
+    seed: int
+
+    def digest(self) -> str:
+        """Names these lessons: a model of the same ones is the same."""
+        read = [
+            [(sequence.ids, sequence.predicted) for sequence in self.titles.of(windows)]
+            for windows in (self.training, self.validation)
+        ]
+        return hashlib.sha256(json.dumps([self.titles.ids, read, self.seed]).encode()).hexdigest()
+
+
+def fit_on_titles(lessons: TitleLessons, reporter: Reporter) -> SasRec:
+    """Learns them.
 
     Raises:
         RunError: so many titles that their scores would not fit in memory.
     """
+    titles = lessons.titles
     if titles.leaves > _MOST_TITLES:
         raise RunError(
             f"{titles.leaves:,} titles are too many for a sequence model that scores all of them at once "
             f"(at most {_MOST_TITLES:,}); do without `collaborative`"
         )
-    learned, held_out = titles.of(training), titles.of(validation)
+    learned, held_out = titles.of(lessons.training), titles.of(lessons.validation)
     longest = max(len(sequence.ids) - 1 for sequence in (*learned, *held_out))
 
     def ndcg10(model: SasRec) -> float:
@@ -110,7 +134,7 @@ def fit_on_titles(
         reached.append(quality)
         count(epoch, EPOCHS)
 
-    model = fit_sasrec(titles.ids, longest, learned, ndcg10, seed, told)
+    model = fit_sasrec(titles.ids, longest, learned, ndcg10, lessons.seed, told)
     count(EPOCHS, EPOCHS)
     best = max(reached)
     reporter.say(f"sequence model: validation NDCG@10 {best:.4f} after {reached.index(best) + 1} epochs")
@@ -118,32 +142,48 @@ def fit_on_titles(
 
 
 def kept_on_titles(
-    file: Path,
-    titles: TitleSequences,
-    training: Sequence[Window],
-    validation: Sequence[Window],
-    seed: int,
-    reporter: Reporter,
+    file: Path, lessons: TitleLessons, reporter: Reporter, known: Path | None = None
 ) -> SasRec:
-    """The model that stands in `file`, or one that is trained now, and then stands there.
+    """The model that stands in `file`, or one that learns the lessons now, and then stands there.
+
+    Args:
+        file: where it is kept.
+        lessons: what it learns, or has learnt.
+        reporter: told of the training.
+        known: where another may stand, which is taken if it has learnt the same.
 
     Raises:
         RunError: the file is damaged, or of other titles.
     """
 
     def make() -> None:
-        if not file.exists():
-            model = fit_on_titles(titles, training, validation, seed, reporter)
-            write_file(file, save(model.state_dict()))
+        if file.exists():
+            return
+        digest = lessons.digest()
+        if known is not None and _has_learnt(known) == digest:
+            write_file(file, known.read_bytes())
+            reporter.say(f"sequence model: that of {known}, which has learnt the same")
+        else:
+            weights = fit_on_titles(lessons, reporter).state_dict()
+            write_file(file, save(weights, {_LESSONS: digest}))
 
     processes.once(make)
     try:
         weights = load_file(file)
-        model = SasRec(titles.ids, len(weights["positions.weight"]))
+        model = SasRec(lessons.titles.ids, len(weights["positions.weight"]))
         model.load_state_dict(weights)
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise RunError(f"{file}: damaged ({error}); remove it and run again") from error
     return model.eval()
+
+
+def _has_learnt(file: Path) -> str | None:
+    """The digest of the lessons of the model in a file, if there is one and it says so."""
+    try:
+        with safe_open(file, "pt") as model:
+            return (model.metadata() or {}).get(_LESSONS)
+    except (OSError, SafetensorError):
+        return None
 
 
 class Mixture:

@@ -23,11 +23,14 @@ class Bench:
     """What every stage works with.
 
     Attributes:
+        folder: the run's.
+        teacher_folder: where the teacher was trained.
         training: the training histories as they are.
         augmented: those that `augmentation` adds.
     """
 
     folder: Path
+    teacher_folder: Path
     teacher: Checkpoint
     training: Sequence[Window]
     augmented: Sequence[Window]

@@ -1,8 +1,8 @@
 """What a stage is restored on: windows with their targets, and the teacher's word on each of them.
 
 RUN/signals-K-KEY/                     the teacher's K likeliest tokens, cached
-RUN/collaborative-KEY/model.safetensors the sequence model that is mixed into them, if it is asked for
-/share.json       `TeachersShare`: how much of the mixture is the teacher's
+RUN/collaborative/model.safetensors    the sequence model that is mixed into them, if it is asked for
+/share-PRECISION.json                  `TeachersShare`: how much of the mixture is the teacher's
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from pruning import processes
 from pruning.distill.collaborative import (
     Mixture,
+    TitleLessons,
     TitleSequences,
     best_share,
     held_out_log_probs,
@@ -35,13 +36,13 @@ from pruning.distill.sources import (
 )
 from pruning.pipeline.bench import Bench
 from pruning.pipeline.files import digest, kept
+from pruning.teacher.folder import COLLABORATIVE_FILE
 from pruning.training.decisions import Children, at_decisions
 from pruning.training.precision import Precision
 from pruning.training.windows import Window
 from recommender.storage import sha256_of
 
-_MODEL_FILE = "model.safetensors"
-_SHARE_FILE = "share.json"
+_COLLABORATIVE_FOLDER = "collaborative"
 _HELD_OUT_WINDOWS = 2000
 
 
@@ -66,12 +67,16 @@ def share_file(run: Path, config: DistillationConfig) -> Path | None:
     """Where the `TeachersShare` of such a restoration is, or will be; None: nothing is mixed."""
     signal = config.signal
     if isinstance(signal, CachedSignal) and signal.collaborative:
-        return _collaborative_folder(run, signal) / _SHARE_FILE
+        return _share_file(run, signal.precision)
     return None
 
 
-def _collaborative_folder(run: Path, signal: CachedSignal) -> Path:
-    return run / f"collaborative-{digest(signal.precision)}"
+def _share_file(run: Path, precision: Precision) -> Path:
+    return run / _COLLABORATIVE_FOLDER / f"share-{precision}.json"
+
+
+def _model_file(run: Path) -> Path:
+    return run / _COLLABORATIVE_FOLDER / "model.safetensors"
 
 
 def labelled(bench: Bench, config: DistillationConfig) -> tuple[Sequence[Window], Distillation]:
@@ -99,32 +104,27 @@ def _source(
     augmentation = None if bench.augmentation is None else (bench.augmentation.model_dump(), bench.seed)
     depends: list[object] = [config.among, signal.precision, augmentation, LAYOUT]
     if signal.collaborative:
-        model, share = _second_teacher(bench, signal)
+        model, share = _second_teacher(bench, signal.precision)
         log_probs = Mixture(bench.validation.trie, model, windows, share.share).log_probs
         # Trained again it is another one, be it in the last bits.
-        depends += [sha256_of(_collaborative_folder(bench.folder, signal) / _MODEL_FILE), share.share]
+        depends += [sha256_of(_model_file(bench.folder)), share.share]
     folder = bench.folder / f"signals-{signal.top_k}-{digest(*depends)}"
     counter = bench.reporter.counter("caching the teacher's signals")
     cache_signals(bench.teacher.model, windows, log_probs, signal, folder, counter)
     return CachedTeacher(folder, windows)
 
 
-def _second_teacher(bench: Bench, signal: CachedSignal) -> tuple[SasRec, TeachersShare]:
+def _second_teacher(bench: Bench, precision: Precision) -> tuple[SasRec, TeachersShare]:
     """The sequence model, and the first teacher's share that suits titles of the validation split."""
-    folder = _collaborative_folder(bench.folder, signal)
-    model = kept_on_titles(
-        folder / _MODEL_FILE,
-        TitleSequences(bench.validation.trie),
-        bench.training,
-        bench.validation.windows,
-        bench.seed,
-        bench.reporter,
-    )
+    validation = bench.validation
+    lessons = TitleLessons(TitleSequences(validation.trie), bench.training, validation.windows, bench.seed)
+    known = bench.teacher_folder / COLLABORATIVE_FILE
+    model = kept_on_titles(_model_file(bench.folder), lessons, bench.reporter, known)
 
     def measured() -> TeachersShare:
-        return processes.once(lambda: _share(bench, model, signal.precision))
+        return processes.once(lambda: _share(bench, model, precision))
 
-    share = kept(folder / _SHARE_FILE, TeachersShare, measured)
+    share = kept(_share_file(bench.folder, precision), TeachersShare, measured)
     bench.reporter.say(
         f"collaborative signal: {share.collaborative:.2f} nats per title on the validation split, the "
         f"teacher {share.teacher:.2f}, both {share.mixture:.2f} with {share.share:.0%} of the teacher"

@@ -4,7 +4,7 @@ RUN/settings.json, plan.json, sources.json  see `record.py`
 RUN/teacher_figures.json               the teacher's figures on the validation split
 RUN/directions-KEY.safetensors         what the recipe's rotation turns the channels into
 RUN/scores/, stages/                   see `stage.py`
-RUN/signals-K-KEY/, collaborative-KEY/ see `labels.py`
+RUN/signals-K-KEY/, collaborative/     see `labels.py`
 RUN/test/*.npy                         ranks of the whole test split
 RUN/catalogue.parquet, histories.json  what an export needs of the data set
 RUN/report.json                        `RunReport`, written last: the run is done
@@ -43,7 +43,7 @@ from pruning.surgery.adapter import CausalModel
 from pruning.surgery.canonical import canonical
 from pruning.surgery.rotation import rotated, rotated_shape
 from pruning.surgery.shape import Shape
-from pruning.teacher.folder import TeacherRecord, open_teacher
+from pruning.teacher.folder import MODEL_FOLDER, TeacherRecord, open_teacher
 from pruning.training.batches import batches_in_order
 from pruning.training.windows import UserPacker, Window
 from recommender.dataset import Dataset
@@ -103,7 +103,7 @@ def prune(
         seed=config.seed,
         validation_rows=config.validation_rows,
         teacher_shape=opened.plan.teacher_shape,
-        teacher_bytes=(opened.model_folder / "model.safetensors").stat().st_size,
+        teacher_bytes=(opened.teacher_folder / MODEL_FOLDER / "model.safetensors").stat().st_size,
         teacher=teacher_figures,
         stages=results,
         test=processes.once(lambda: _test(bench, opened.dataset, student, opened.planned[-1].key)),
@@ -136,7 +136,7 @@ class _Opened:
     dataset: Dataset
     record: TeacherRecord
     teacher: Checkpoint
-    model_folder: Path
+    teacher_folder: Path
     whole: CausalModel
     plan: RunPlan
     settings: RunSettings
@@ -171,7 +171,7 @@ def _open(dataset_path: Path, teacher_path: Path, out: Path, config: PruneConfig
     )
     sources = RunSources.seen_from(out, dataset_path, teacher_path)
     processes.once(lambda: write_record(out, plan, sources))
-    return _Opened(dataset, record, teacher, model_folder, whole, plan, settings, plan.stages(settings))
+    return _Opened(dataset, record, teacher, teacher_path, whole, plan, settings, plan.stages(settings))
 
 
 def _through_stages(
@@ -186,7 +186,7 @@ def _through_stages(
             'with --among vocabulary, or give the recipe\'s distillation among = "catalogue"'
         )
     processes.once(lambda: _begin(opened.dataset, out, config.seed))
-    bench = _prepare(opened.dataset, opened.teacher, out, config, reporter)
+    bench = _prepare(opened, out, config, reporter)
     reporter.say("measuring the teacher on the validation split")
     teacher_figures = kept(out / FIGURES_FILE, Figures, lambda: bench.figures(opened.teacher.model))
     student = opened.whole
@@ -223,15 +223,15 @@ def _begin(dataset: Dataset, out: Path, seed: int) -> None:
     write_file(out / HISTORIES_FILE, record.model_dump_json() + "\n")
 
 
-def _prepare(
-    dataset: Dataset, teacher: Checkpoint, out: Path, config: PruneConfig, reporter: Reporter
-) -> Bench:
+def _prepare(opened: _Opened, out: Path, config: PruneConfig, reporter: Reporter) -> Bench:
+    dataset, teacher = opened.dataset, opened.teacher
     encoder = PromptEncoder(teacher.template, teacher.tokenizer)
     packer = UserPacker(encoder, dataset.catalogue.titles)
     training, augmentation = packer.training(dataset), config.recipe.augmentation
     augmented = [] if augmentation is None else packer.augmented(dataset, augmentation, config.seed)
     return Bench(
         folder=out,
+        teacher_folder=opened.teacher_folder,
         teacher=teacher,
         training=training,
         augmented=augmented,

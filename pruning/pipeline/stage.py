@@ -1,7 +1,7 @@
 """One stage of a recipe: score → select → slice; repair, distil, round if asked to; all kept as files.
 
     RUN/scores/AXIS-METHOD-KEY.safetensors importance scores
-    RUN/signals-K-KEY/, collaborative-KEY/ see `labels.py`
+    RUN/signals-K-KEY/, collaborative/     see `labels.py`
     RUN/stages/N-NAME-KEY/cut.json         what was kept
                          /after_cut.json   figures of the student before restoration
                          /training/        the Trainer's checkpoints and learning curves

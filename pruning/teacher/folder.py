@@ -17,6 +17,8 @@ from recommender.ranking import Interval, Metrics
 
 MODEL_FOLDER = "model"
 RECORD_FILE = "teacher.json"
+COLLABORATIVE_FILE = "collaborative.safetensors"
+"""The sequence model that helped to train it, if one did."""
 
 
 class TeacherRecord(BaseModel):

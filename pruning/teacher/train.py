@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pruning import processes
 from pruning.checkpoint import save_checkpoint
-from pruning.distill.collaborative import SequenceSignal, TitleSequences, kept_on_titles
+from pruning.distill.collaborative import SequenceSignal, TitleLessons, TitleSequences, kept_on_titles
 from pruning.distill.objective import Distillation, DistillationConfig
 from pruning.evaluation import ModelValidation, RankingTask, lean_transformer
 from pruning.folder import claim
@@ -27,7 +27,7 @@ from pruning.progress import Reporter
 from pruning.surgery.adapter import CausalModel
 from pruning.surgery.shape import Shape
 from pruning.teacher.base import Base, load_base
-from pruning.teacher.folder import MODEL_FOLDER, RECORD_FILE, TeacherRecord, read_record
+from pruning.teacher.folder import COLLABORATIVE_FILE, MODEL_FOLDER, RECORD_FILE, TeacherRecord, read_record
 from pruning.teacher.scratch import ScratchConfig, base_from_scratch
 from pruning.teacher.vocabulary import trim_vocabulary
 from pruning.training.decisions import Children, NextDecision, at_decisions
@@ -41,7 +41,6 @@ from recommender.ranking import Metrics, UserBootstrap, gains
 from recommender.storage import new_directory, sha256_of, write_file
 
 _SETTINGS_FILE = "settings.json"
-_COLLABORATIVE_FILE = "collaborative.safetensors"
 
 
 class TeacherConfig(BaseModel):
@@ -154,8 +153,8 @@ def _objective_at_decisions(
     children = Children(trie)
     if config.collaborative is None:
         return NextDecision(children)
-    file, seed = out / _COLLABORATIVE_FILE, config.training.seed
-    model = kept_on_titles(file, TitleSequences(trie), windows, validation.windows, seed, reporter)
+    lessons = TitleLessons(TitleSequences(trie), windows, validation.windows, config.training.seed)
+    model = kept_on_titles(out / COLLABORATIVE_FILE, lessons, reporter)
     weights = DistillationConfig(
         cross_entropy=1 - config.collaborative, forward_kl=config.collaborative, among="catalogue"
     )

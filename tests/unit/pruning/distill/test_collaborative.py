@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from pruning.distill import collaborative, sources
 from pruning.distill.collaborative import (
     Mixture,
     SequenceSignal,
+    TitleLessons,
     TitleSequences,
     best_share,
     fit_on_titles,
     held_out_log_probs,
+    kept_on_titles,
 )
 from pruning.distill.sasrec import PartlyPredicted, SasRec
 from pruning.distill.sources import CachedSignal, CachedTeacher, LiveTeacher, cache_signals
@@ -110,7 +113,8 @@ def test_a_sequence_model_learns_what_follows_what(base: Base, tmp_path: Path) -
     trie = TitleTrie.build(encoder.encode_titles(titles), [0] * len(titles))
     packer, reporter = UserPacker(encoder, titles), Silent()
     held_out = packer.held_out(dataset, "valid")
-    model = fit_on_titles(TitleSequences(trie), packer.training(dataset), held_out, 0, reporter)
+    lessons = TitleLessons(TitleSequences(trie), packer.training(dataset), held_out, 0)
+    model = fit_on_titles(lessons, reporter)
     (line,) = reporter.lines
     assert line.startswith("sequence model: validation NDCG@10 0.")
     assert float(line.split()[4]) > 0.5
@@ -123,7 +127,30 @@ def test_more_titles_than_memory_holds_are_refused(packed, monkeypatch: pytest.M
     windows, trie = packed
     monkeypatch.setattr(collaborative, "_MOST_TITLES", trie.leaf_count - 1)
     with pytest.raises(RunError, match=r"titles are too many.*do without `collaborative`"):
-        fit_on_titles(TitleSequences(trie), windows, windows, 0, Silent())
+        fit_on_titles(TitleLessons(TitleSequences(trie), windows, windows, 0), Silent())
+
+
+def test_a_model_is_taken_from_where_it_has_learnt_the_same(packed, tmp_path: Path) -> None:
+    windows, trie = packed
+    asked = TitleLessons(TitleSequences(trie), windows, windows, 0)
+    known = tmp_path / "known.safetensors"
+    kept_on_titles(known, asked, Silent())
+
+    taken, reporter = tmp_path / "taken.safetensors", Silent()
+    kept_on_titles(taken, asked, reporter, known)
+    assert taken.read_bytes() == known.read_bytes()
+    assert reporter.lines == [f"sequence model: that of {known}, which has learnt the same"]
+
+    others = {"seed": 1, "training": windows[1:], "validation": windows[1:]}
+    for name, value in others.items():
+        trained = Silent()
+        kept_on_titles(tmp_path / name, replace(asked, **{name: value}), trained, known)
+        assert trained.lines[0].startswith("sequence model: validation NDCG@10"), name
+    known.write_bytes(b"no tensors")
+    trained = Silent()
+    kept_on_titles(tmp_path / "anew", asked, trained, known)
+    assert (tmp_path / "anew").read_bytes() == taken.read_bytes()
+    assert trained.lines[0].startswith("sequence model: validation NDCG@10")
 
 
 def test_only_what_is_predicted_is_scored_and_from_what_stands_before() -> None:
