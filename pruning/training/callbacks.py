@@ -1,13 +1,17 @@
-"""What watches a training: the rule that ends it early, and the one who reports."""
+"""What watches a training: the rules that end it early or save it in between, and the one who reports."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from pruning import processes
 from pruning.progress import Reporter
+
+_STEPS_BETWEEN_LOOKS = 10
 
 
 class StopAt(TrainerCallback):
@@ -45,6 +49,37 @@ class StopWhenStale(TrainerCallback):
     ) -> None:
         if is_stale(state.log_history, self._patience, self._best_by):
             control.should_training_stop = True
+
+
+class SaveInBetween(TrainerCallback):
+    """Saves when the newest checkpoint is older than `seconds`; to the next validation it may be hours."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._saved_at = time.monotonic()
+
+    def on_save(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - the Trainer's signature
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002
+        **_: Any,
+    ) -> None:
+        self._saved_at = time.monotonic()
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - the Trainer's signature
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        # All processes save together, so one clock decides; asked for at every step, it would slow them.
+        if state.global_step % _STEPS_BETWEEN_LOOKS == 0 and processes.once(self._is_due):
+            control.should_save = True
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._saved_at > self._seconds
 
 
 RANKING = ("hr10", "ndcg10")

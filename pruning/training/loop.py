@@ -36,7 +36,7 @@ from pruning.errors import TrainingError
 from pruning.models import quiet_transformers
 from pruning.progress import Reporter
 from pruning.training.batches import Batch, TokenBudgetSampler, WindowIndices, collate
-from pruning.training.callbacks import RANKING, Report, StopAt, StopWhenStale, is_stale
+from pruning.training.callbacks import RANKING, Report, SaveInBetween, StopAt, StopWhenStale, is_stale
 from pruning.training.logits import target_logits
 from pruning.training.lora import Trainable, load_adapters
 from pruning.training.objective import Objective
@@ -45,6 +45,7 @@ from pruning.training.windows import Window
 from recommender.storage import write_file
 
 _MARKER = "whole"
+_SECONDS_BETWEEN_SAVES = 600.0
 Validate = Callable[[Any], dict[str, float]]
 """Measures a model; the result has `loss` (nats per title), what `best_by` names, and may have `hr10`."""
 
@@ -57,7 +58,8 @@ class TrainingConfig(BaseModel):
         tokens_per_batch: padded tokens of a step.
         learning_rate: the peak of a cosine schedule with a linear warm-up over `warmup` of the steps.
         patience: stop after this many validations in a row that improve nothing.
-        validations: how often in an epoch to validate and save; the last step always is.
+        validations: how often in an epoch to validate and save; the last step always is. What takes long
+            is also saved in between, every ten minutes.
         best_by: which validation figure chooses the checkpoint that is kept.
         max_steps: stop here whatever the epochs say (for a short try).
         stop_after: end after so many of the epochs, though the learning rate falls over all of them: for a
@@ -146,6 +148,7 @@ def fit(
         callbacks=[
             StopAt(int(last_step)),
             StopWhenStale(config.patience, config.best_by),
+            SaveInBetween(_SECONDS_BETWEEN_SAVES),
             Report(reporter, int(last_step)),
         ],
     )

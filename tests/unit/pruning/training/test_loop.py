@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from pruning.errors import TrainingError
 from pruning.evaluation import ModelValidation, losses_per_title
 from pruning.teacher.scratch import ScratchConfig, base_from_scratch
+from pruning.training import loop
 from pruning.training.batches import Batch
 from pruning.training.decisions import Children, NextDecision, at_decisions
 from pruning.training.loop import TrainingConfig, fit
@@ -121,6 +122,15 @@ def test_only_best_and_newest_checkpoints_stay_and_curves_are_logged(work: Work,
     assert list(tmp_path.rglob("events.out.tfevents*"))
 
 
+class Counting(Silent):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted: list[tuple[int, int]] = []
+
+    def counter(self, what: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.counted.append((done, total))
+
+
 class InterruptionError(Exception):
     """Stands for whatever ends a process; the kills themselves are in the integration tests."""
 
@@ -146,6 +156,33 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(work: Work, tmp
     assert not half.exists()
     assert resumed.steps == expected.steps
     assert [v.step for v in resumed.validations] == [v.step for v in expected.validations]
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, whole.state_dict()[name], atol=1e-6, rtol=1e-5)
+
+
+def test_what_takes_long_is_saved_between_validations(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, asked = work.model(), config(tokens_per_batch=128, epochs=1)
+    expected = fit(whole, work.windows, NextToken(), work.validation, asked, tmp_path / "a", Silent())
+    (only,) = expected.validations
+    assert only.step == expected.steps > 10
+
+    monkeypatch.setattr(loop, "_SECONDS_BETWEEN_SAVES", 0.0)
+
+    def interrupted(_: PreTrainedModel) -> dict[str, float]:
+        raise InterruptionError
+
+    with pytest.raises(InterruptionError):
+        fit(work.model(), work.windows, NextToken(), interrupted, asked, tmp_path / "b", Silent())
+    (checkpoint,) = (tmp_path / "b").glob("checkpoint-*")
+    saved = int(checkpoint.name.rpartition("-")[2])
+    assert 0 < expected.steps - saved <= 10
+
+    model, counting = work.model(), Counting()
+    resumed = fit(model, work.windows, NextToken(), work.validation, asked, tmp_path / "b", counting)
+    assert counting.counted[0] == (saved + 1, expected.steps)
+    assert resumed == expected
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, whole.state_dict()[name], atol=1e-6, rtol=1e-5)
 
@@ -222,15 +259,9 @@ def test_a_schedule_that_stops_early_is_the_longer_ones_beginning(work: Work, tm
 
 
 def test_progress_counts_to_the_step_that_is_the_last(work: Work, tmp_path: Path) -> None:
-    counted: list[tuple[int, int]] = []
-
-    class Counting(Silent):
-        def counter(self, what: str) -> Callable[[int, int], None]:
-            return lambda done, total: counted.append((done, total))
-
-    asked = config(stop_after=1, epochs=2)
-    result = fit(work.model(), work.windows, NextToken(), work.validation, asked, tmp_path, Counting())
-    assert counted == [(step, result.steps) for step in range(1, result.steps + 1)]
+    counting, asked = Counting(), config(stop_after=1, epochs=2)
+    result = fit(work.model(), work.windows, NextToken(), work.validation, asked, tmp_path, counting)
+    assert counting.counted == [(step, result.steps) for step in range(1, result.steps + 1)]
 
 
 def test_a_validation_loss_that_is_not_finite_ends_it(work: Work, tmp_path: Path) -> None:
