@@ -72,7 +72,7 @@ def plan_shapes(
     Raises:
         RecipeError: sizes that no stage cuts or that cannot be cut, or a target below any legal shape.
     """
-    shares: dict[Axis, float] = dict.fromkeys(_SIZES_OF, 1.0)
+    shares: dict[Axis, float] = {}
     for stage in recipe.stages:
         shares.update(stage.keep)
     final = _sized(teacher, shares)
@@ -84,18 +84,40 @@ def plan_shapes(
             raise RecipeError("give either final sizes or a number of parameters, not both")
         final = _within(teacher, final, budget, recipe)
     check_target(teacher, final)
-    return tuple(_toward(teacher, recipe, final))
+    shapes = tuple(_toward(teacher, recipe, final))
+    assert shapes[-1] == final, (shapes[-1], final)
+    return shapes
 
 
 def _sized(teacher: Shape, shares: Mapping[Axis, float]) -> Shape:
-    heads = max(1, round(teacher.num_attention_heads * shares["heads"]))
+    """The shares of the teacher's sizes, rounded; a size that is not among them is not touched."""
+    heads, width, neurons = teacher.num_attention_heads, teacher.hidden_size, teacher.intermediate_size
+    if "heads" in shares:
+        heads = max(1, round(heads * shares["heads"]))
+        if "hidden" not in shares:
+            wanted = heads
+            heads = min(_heads_of(teacher, width), key=lambda count: abs(math.log(count / wanted)))
+    if "hidden" in shares:
+        width = _rounded_width(teacher, width * shares["hidden"], heads)
+    if "mlp" in shares:
+        neurons = _rounded(neurons * shares["mlp"], neurons)
     return teacher.resized(
         num_attention_heads=heads,
         num_key_value_heads=key_value_heads_for(teacher, heads),
-        hidden_size=_rounded_width(teacher, teacher.hidden_size * shares["hidden"], heads),
-        intermediate_size=_rounded(teacher.intermediate_size * shares["mlp"], teacher.intermediate_size),
-        num_hidden_layers=max(1, round(teacher.num_hidden_layers * shares["layers"])),
+        hidden_size=width,
+        intermediate_size=neurons,
+        num_hidden_layers=max(1, round(teacher.num_hidden_layers * shares.get("layers", 1.0))),
     )
+
+
+def _heads_of(teacher: Shape, width: int) -> list[int]:
+    """How many of the teacher's heads may stay beside a hidden width."""
+    return [count for count in range(1, teacher.num_attention_heads + 1) if _fits(teacher, count, width)]
+
+
+def _fits(shape: Shape, heads: int, width: int) -> bool:
+    # Llama configurations demand a multiple of the heads; Qwen3 does not mind.
+    return shape.model_type == "qwen3" or width % heads == 0
 
 
 def key_value_heads_for(shape: Shape, num_attention_heads: int) -> int:
@@ -112,7 +134,6 @@ def _rounded(size: float, whole: int) -> int:
 
 
 def _width_step(shape: Shape, heads: int) -> int:
-    # Llama configurations demand a multiple of the heads; Qwen3 does not mind.
     return _MULTIPLE if shape.model_type == "qwen3" else math.lcm(heads, _MULTIPLE)
 
 
@@ -165,6 +186,8 @@ def _candidates(teacher: Shape, wanted: Shape, budget: int, axes: set[Axis]) -> 
         step = _width_step(teacher, heads)
         widths = range(step, teacher.hidden_size + 1, step)
         for width in widths if "hidden" in axes else (wanted.hidden_size,):
+            if not _fits(teacher, heads, width):
+                continue
             for layers in all_layers if "layers" in axes else (wanted.num_hidden_layers,):
                 narrow = wanted.resized(
                     num_attention_heads=heads,

@@ -177,6 +177,49 @@ def test_heads_by_hand_move_the_recipes_width_to_one_that_they_divide() -> None:
     assert final.hidden_size % 7 == 0
 
 
+ODD = shape(
+    hidden_size=100,
+    intermediate_size=300,
+    num_hidden_layers=12,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+
+
+@settings(deadline=None)
+@given(
+    teacher=st.sampled_from([*TEACHERS.values(), ODD]),
+    keep=st.dictionaries(
+        st.sampled_from(["heads", "hidden", "mlp", "layers"]), st.floats(0.1, 1), min_size=1
+    ),
+    removed=st.floats(0, 0.95),
+)
+def test_what_no_stage_cuts_stays_and_a_budget_holds(
+    teacher: Shape, keep: dict[str, float], removed: float
+) -> None:
+    target = Target(removed_share=removed)
+    budget = target.budget(teacher.nonembedding_parameters)
+    assert budget is not None
+    try:
+        (final,) = plan_shapes(teacher, recipe(keep), target)
+    except RecipeError as error:
+        assert "no legal shape of this teacher has at most" in str(error)
+        return
+    assert final.nonembedding_parameters <= budget
+    if "heads" not in keep:
+        assert final.num_attention_heads == teacher.num_attention_heads
+        assert final.num_key_value_heads == teacher.num_key_value_heads
+    uncut = {"hidden": "hidden_size", "mlp": "intermediate_size", "layers": "num_hidden_layers"}
+    for axis, size in uncut.items():
+        if axis not in keep:
+            assert getattr(final, size) == getattr(teacher, size), axis
+
+
+def test_heads_that_a_width_that_stays_allows() -> None:
+    (final,) = plan_shapes(shape(), recipe({"heads": 0.6, "layers": 0.2}), Target())
+    assert (final.hidden_size, final.num_attention_heads) == (576, 6)  # not 5, which does not divide it
+
+
 def test_a_share_counts_the_parameters_of_the_teacher_as_it_was() -> None:
     teacher = TEACHERS["tiny"]
     whole = teacher.nonembedding_parameters - 900
