@@ -194,8 +194,12 @@ def prune(
     target = _checked(
         Target, nonembedding_parameters=target_params, removed_share=target_ratio, sizes=_sizes(shape)
     )
-    config = PruneConfig(
-        recipe=load_recipe(recipe), target=target, seed=seed, validation_rows=validation_rows
+    config = _checked(
+        PruneConfig,
+        recipe=load_recipe(recipe),
+        target=target,
+        seed=seed,
+        validation_rows=validation_rows,
     )
     with processes.joined(), console_reporter(quiet=not processes.is_main()) as reporter:
         report = prune(dataset, teacher, out, config, reporter)

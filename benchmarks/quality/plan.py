@@ -2,9 +2,11 @@
 
 A control differs from `espalier` in one thing and has all else in common: objective, histories, batches,
 schedule, validation; only that drawn weights warm up longer, which they need. All final weights are rounded
-alike. `paper` and `depth-only` differ in how and in what they cut. The teacher is trained at the trie's
-decisions, so what it says of tokens that cannot follow means nothing, and `paper`, too, is restored among
-those that can. Its scores still read the whole vocabulary, for which such a teacher is none.
+alike. `depth-only` differs in what it cuts: whole layers, of which so few fit that it has fewer parameters.
+`paper` is the published method, with its own objective, histories, signals and rates, in batches like ours,
+so that it makes as many steps. The teacher is trained at the trie's decisions, so what it says of tokens
+that cannot follow means nothing, and `paper`, too, is restored among those that can. Its scores still read
+the whole vocabulary, for which such a teacher is none.
 """
 
 from __future__ import annotations
@@ -80,13 +82,11 @@ def recipe_of(method: Method) -> Recipe:
     ours, drawn = load_recipe("espalier"), load_recipe("scratch-distilled")
     recipes: dict[Method, Callable[[], Recipe]] = {
         "espalier": lambda: ours,
-        "paper": lambda: _among_catalogue(load_recipe("paper")),
+        "paper": lambda: _among_catalogue(load_recipe("paper"), ours),
         "scratch-distilled": lambda: drawn,
         "scratch": lambda: _stages(drawn, distillation=_truth_alone(drawn.stages[-1].distillation)),
         "random": lambda: _stages(ours, importance="random"),
-        "depth-only": lambda: _at_once(
-            ours.model_copy(update={"rotate": False}), keep={"layers": 1.0}, repair=None
-        ),
+        "depth-only": lambda: _at_once(ours, keep={"layers": 1.0}, repair=ours.stages[0].repair),
     }
     if method not in recipes:
         raise ValueError(f"{method} has no recipe; choose one of {', '.join(recipes)}")
@@ -177,11 +177,14 @@ def _stages(recipe: Recipe, **changes: object) -> Recipe:
     return recipe.model_copy(update={"stages": tuple(stages)})
 
 
-def _among_catalogue(recipe: Recipe) -> Recipe:
+def _among_catalogue(recipe: Recipe, ours: Recipe) -> Recipe:
     (distillation,) = {stage.distillation for stage in recipe.stages}
     among = _stages(recipe, distillation=distillation.model_copy(update={"among": "catalogue"}))
+    last = ours.stages[-1].training
+    assert last is not None  # a recipe's last stage has one
+    alike = {"best_by": last.best_by, "tokens_per_batch": last.tokens_per_batch}
     stages = [
-        stage.model_copy(update={"training": stage.training.model_copy(update={"best_by": "ndcg10"})})
+        stage.model_copy(update={"training": stage.training.model_copy(update=alike)})
         for stage in among.stages
         if stage.training is not None
     ]

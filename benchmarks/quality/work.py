@@ -154,8 +154,7 @@ def test_rows(task: RankingTask) -> TestRows:
 def make_bench(asked: Asked, reporter: Reporter) -> Bench:
     """The data set and its teacher."""
     folder = asked.work / asked.dataset
-    if not (folder / "dataset").exists():
-        prepare(asked.source, folder / "dataset", PrepareOptions(name=asked.dataset), reporter.say)
+    prepare(asked.source, folder / "dataset", PrepareOptions(name=asked.dataset), reporter.say)
     config = plan.teacher_config(asked.base, asked.precision)
     record = train_teacher(folder / "dataset", folder / "teacher", config, reporter)
     teacher = load_checkpoint(folder / "teacher" / MODEL_FOLDER)

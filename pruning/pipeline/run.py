@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -69,7 +70,7 @@ class PruneConfig(BaseModel):
 
     recipe: Recipe
     target: Target = Target()
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     validation_rows: int = 1000
 
 

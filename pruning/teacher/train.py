@@ -26,7 +26,7 @@ from pruning.folder import claim
 from pruning.progress import Reporter
 from pruning.surgery.adapter import CausalModel
 from pruning.surgery.shape import Shape
-from pruning.teacher.base import Base, load_base
+from pruning.teacher.base import Base, BaseLineage, load_base
 from pruning.teacher.folder import COLLABORATIVE_FILE, MODEL_FOLDER, RECORD_FILE, TeacherRecord, read_record
 from pruning.teacher.scratch import ScratchConfig, base_from_scratch
 from pruning.teacher.vocabulary import trim_vocabulary
@@ -79,7 +79,10 @@ class TeacherConfig(BaseModel):
 
 
 class _Settings(BaseModel):
+    """What a folder is bound to: also the base's weights, since others may come to stand at its path."""
+
     dataset_sha256: str
+    base_sha256: str | None
     config: TeacherConfig
 
 
@@ -94,17 +97,22 @@ def train_teacher(
         MissingPackageError: `lora_rank` is set and peft is not installed.
     """
     dataset = Dataset(dataset_path)
-    settings = _Settings(dataset_sha256=dataset.digest, config=config)
+
+    def claim_for(base: BaseLineage) -> None:
+        settings = _Settings(dataset_sha256=dataset.digest, base_sha256=base.weights_sha256, config=config)
+        claim(out, _SETTINGS_FILE, settings)
+
     record_file = out / RECORD_FILE
     if processes.once(record_file.exists):
-        claim(out, _SETTINGS_FILE, settings)
+        record = read_record(record_file)
+        claim_for(record.base)
         reporter.say(f"{out}: trained already")
-        return read_record(record_file)
+        return record
 
     # Before the folder is claimed: a mistyped base must not stand in the settings for ever.
     base = _prepared_base(dataset, config)
     model = _trainable(base.model, config)
-    processes.once(lambda: claim(out, _SETTINGS_FILE, settings))
+    processes.once(lambda: claim_for(base.lineage))
     shape = Shape.of(base.model.config)
     reporter.say(
         f"base {base.lineage.name}: {base.lineage.architecture}, "

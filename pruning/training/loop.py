@@ -87,7 +87,7 @@ class TrainingConfig(BaseModel):
     stop_after: Annotated[int, Field(ge=1)] | None = None
     precision: Precision = "float32"
     gradient_checkpointing: Annotated[bool, Field(exclude=True)] = False
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 class Validation(BaseModel):
@@ -262,7 +262,7 @@ class _WindowTrainer(Trainer):
 
 
 def _arguments(config: TrainingConfig, folder: Path, steps: int, interval: int) -> TrainingArguments:
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         learning_rate=config.learning_rate,
@@ -289,6 +289,10 @@ def _arguments(config: TrainingConfig, folder: Path, steps: int, interval: int) 
         seed=config.seed,
         data_seed=config.seed,
     )
+    # Several GPUs are for a launcher's processes. Alone with several, the Trainer would wrap the model in
+    # `DataParallel`, which deals rows of a batch whose places we count through.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def _last_whole_checkpoint(folder: Path) -> Path | None:

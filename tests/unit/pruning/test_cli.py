@@ -1,6 +1,7 @@
 """The command line as a process: exit codes, one-line errors, and what goes to which stream."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,14 @@ def _seed_as_a_size(folder: Path) -> list[str | Path]:
     return ["train", folder, "--out", folder / "t", "--shape", "seed=3"]
 
 
+def _negative_seed(folder: Path) -> list[str | Path]:
+    return ["train", folder, "--out", folder / "t", "--seed", "-1"]
+
+
+def _negative_pruning_seed(folder: Path) -> list[str | Path]:
+    return ["prune", folder, folder, "--out", folder / "run", "--seed", "-1"]
+
+
 def _no_learning(folder: Path) -> list[str | Path]:
     return ["train", folder, "--out", folder / "t", "--learning-rate", "0"]
 
@@ -134,6 +143,8 @@ def _file_for_a_folder(folder: Path) -> list[str | Path]:
     ("arguments", "words"),
     [
         (_seed_as_a_size, "a seed is no size"),
+        (_negative_seed, "seed: Input should be greater than or equal to 0"),
+        (_negative_pruning_seed, "seed: Input should be greater than or equal to 0"),
         (_no_learning, "learning_rate: Input should be greater than 0"),
         (_smoothed_catalogue, "label_smoothing needs among = vocabulary"),
         (_collaborative_vocabulary, "collaborative needs among = catalogue"),
@@ -181,6 +192,22 @@ def test_a_base_is_the_same_however_its_path_is_spelt(tmp_path: Path) -> None:
     again = espalier(*more, "--base", base.relative_to(tmp_path), cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "trained already" in again.stderr
+
+
+def test_other_weights_at_a_bases_place_are_another_base(tmp_path: Path) -> None:
+    dataset, steps = write_dataset(tmp_path), ("--max-steps", "1", "--validation-rows", "5")
+    sizes = ("--shape", "hidden_size=24", "--shape", "num_hidden_layers=1")
+    for seed in ("0", "1"):
+        drawn = espalier("train", dataset, "--out", tmp_path / seed, *sizes, *steps, "--seed", seed)
+        assert drawn.returncode == 0, drawn.stderr
+    base, teacher = tmp_path / "0" / "model", tmp_path / "teacher"
+    more = ("train", dataset, "--out", teacher, "--base", base, *steps)
+    assert espalier(*more).returncode == 0
+    (teacher / "teacher.json").unlink()  # as if it had been interrupted
+    shutil.copy(tmp_path / "1" / "model" / "model.safetensors", base)
+    refused = espalier(*more)
+    assert refused.returncode == 2
+    assert f"{teacher} was begun with base_sha256 = " in refused.stderr.strip().splitlines()[-1]
 
 
 def test_help_loads_nothing_heavy() -> None:

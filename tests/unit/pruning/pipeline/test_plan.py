@@ -203,7 +203,8 @@ def test_what_no_stage_cuts_stays_and_a_budget_holds(
     try:
         (final,) = plan_shapes(teacher, recipe(keep), target)
     except RecipeError as error:
-        assert "no legal shape of this teacher has at most" in str(error)
+        if "no legal shape of this teacher has at most" not in str(error):
+            raise
         return
     assert final.nonembedding_parameters <= budget
     if "heads" not in keep:
