@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -94,9 +95,10 @@ class Catalogue:
         folded = normalise_title(query).casefold()
         if not folded:
             return list(self.by_popularity[:limit])
-        found = [i for i, title in enumerate(self._folded_titles) if folded in title]
-        found.sort(key=lambda i: (_match_class(self._folded_titles[i], folded), -self.popularity[i]))
-        return found[:limit]
+        found = (i for i, title in enumerate(self._folded_titles) if folded in title)
+        return heapq.nsmallest(
+            limit, found, key=lambda i: (_match_class(self._folded_titles[i], folded), -self.popularity[i])
+        )
 
     def to_parquet(self, path: Path) -> None:
         """Writes the three columns to `path`."""

@@ -64,8 +64,9 @@ def _decimal(value: Any) -> Any:
 
 ItemId = Annotated[
     str,
-    BeforeValidator(_decimal),
+    # Behind `_decimal` in the order of work; before it in the list, or text would not be checked as text.
     StringConstraints(min_length=1, max_length=MAX_ID_CHARACTERS),
+    BeforeValidator(_decimal),
     WithJsonSchema(
         {
             "anyOf": [

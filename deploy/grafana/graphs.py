@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 JOB = 'job="espalier"'
 # What clients ask for; probes, scrapes and the page's own files say nothing about them.
-ASKED = f'{JOB},route!~"/livez|/readyz|/metrics|/|/page/.*|unmatched"'
+ASKED = f'{JOB},route!~"/livez|/readyz|/metrics(/vllm)?|/|/page/.*|unmatched"'
 FAILED = f'{ASKED},status=~"5.."'
 MEMORY_KINDS = {
     "Weights": ("weights", "The model's parameters, as the engine holds them."),

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.error import HTTPError, URLError
@@ -79,7 +80,7 @@ class CheckpointClient:
             detail = _detail(error)
             wrong_use = error.code in _WRONG_USE
             raise (InputError if wrong_use else ServiceError)(f"{self._url}: {detail}") from error
-        except (URLError, OSError) as error:
+        except (URLError, HTTPException, OSError) as error:
             reason = error.reason if isinstance(error, URLError) else error
             raise ServiceError(
                 f"{self._url} does not answer ({reason}); is `espalier serve` up?"

@@ -40,7 +40,7 @@ class ArtifactFolder:
         if not root.is_dir():
             raise SettingsError(f"{root}: no such folder; give an artifact, or a folder of artifacts")
         self.root = root.resolve()
-        self.alone = (self.root / MANIFEST).is_file()
+        self.alone = _has_manifest(self.root)
         self._verdicts: dict[Path, _Verdict] = {}
         self._lock = threading.Lock()
 
@@ -51,7 +51,7 @@ class ArtifactFolder:
             self._verdicts = {
                 entry: self._judge(entry)
                 for entry in entries
-                if re.fullmatch(CHECKPOINT_NAME, entry.name) and (entry / MANIFEST).is_file()
+                if re.fullmatch(CHECKPOINT_NAME, entry.name) and _has_manifest(entry)
             }
             return {
                 entry.name: verdict.artifact
@@ -67,7 +67,7 @@ class ArtifactFolder:
             ArtifactError: its manifest is damaged.
         """
         path = self.root if self.alone and name == self.root.name else self.root / name
-        if not re.fullmatch(CHECKPOINT_NAME, name) or not (path / MANIFEST).is_file():
+        if not re.fullmatch(CHECKPOINT_NAME, name) or not _has_manifest(path):
             raise UnknownCheckpointError(f"{name}: no such checkpoint; GET /checkpoints lists them")
         return Artifact.open(path)
 
@@ -108,6 +108,14 @@ def _entries(root: Path) -> list[Path]:
         return sorted(root.iterdir())
     except OSError:
         return []
+
+
+def _has_manifest(path: Path) -> bool:
+    """Whether it is an artifact, as far as one may look: what may not be read is none."""
+    try:
+        return (path / MANIFEST).is_file()
+    except OSError:
+        return False
 
 
 def _signature(path: Path) -> _Signature:

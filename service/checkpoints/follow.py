@@ -54,7 +54,7 @@ class Follower:
             found = await self._fleet.read()
         known = [record for record in (found, memory.record) if record is not None]
         if known:
-            local.record = max(known, key=lambda record: record.generation)
+            local.want(max(known, key=lambda record: record.generation))
             await self._converge()
             if local.serving is None:
                 await self._fall_back(memory.last_good)

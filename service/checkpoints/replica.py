@@ -84,9 +84,13 @@ class LocalReplica:
 
     async def adopt(self, record: FleetRecord) -> None:
         """Takes note of what is wanted. It swaps nothing."""
+        self.want(record)
+        await self._note()
+
+    def want(self, record: FleetRecord) -> None:
+        """What is wanted from now on, as far as is known; the state file does not hear of it."""
         self.record = record
         self._metrics.generation.labels("wanted").set(record.generation)
-        await self._note()
 
     def failed(self, error: Exception) -> None:
         """Takes note that what is wanted cannot be served here."""

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 import redis
 from redis.backoff import NoBackoff
@@ -37,14 +38,14 @@ def embedded_server(folder: Path) -> Iterator[str]:
     """Runs a server on `folder` for as long as the block runs. Yields its URL.
 
     Raises:
-        SettingsError: another service uses the folder, its path is too long, or the server does not start.
+        SettingsError: another service uses the folder, it cannot be written, its path is too long, or the
+            server does not start.
     """
     folder = folder.resolve()
     path = folder / "valkey.sock"
     if len(bytes(path)) > _MAX_SOCKET_PATH:
         raise SettingsError(f"{folder}: too long a path for a socket; set a shorter ESPALIER_STATE_DIR")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    with _opened_lock(folder) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -61,7 +62,7 @@ def embedded_server(folder: Path) -> Iterator[str]:
         )
         try:
             server.start(_START_SECONDS)
-        except ValkeyServerError as error:
+        except (ValkeyServerError, OSError) as error:
             raise SettingsError(
                 f"{folder}: the embedded server does not start; see {server.log_path}"
             ) from error
@@ -71,6 +72,17 @@ def embedded_server(folder: Path) -> Iterator[str]:
         finally:
             with suppress(ValkeyServerNotStartedError):  # it had died, and did not start again
                 server.stop()
+
+
+def _opened_lock(folder: Path) -> TextIO:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / "lock").open("w")
+    except OSError as error:
+        raise SettingsError(
+            f"{folder}: cannot be written ({error.strerror}); "
+            "set another ESPALIER_STATE_DIR, or --redis URL"
+        ) from error
 
 
 @contextmanager
@@ -113,7 +125,7 @@ def _keep_alive(server: ValkeyServer, path: Path, ending: threading.Event) -> No
             server.terminate()  # takes note that it is gone
             try:
                 server.start(_START_SECONDS)
-            except ValkeyServerError as error:
+            except (ValkeyServerError, OSError) as error:  # OSError: its configuration cannot be written
                 reason = str(error).partition("\n")[0]
                 _log.error("the embedded server does not start (%s); again in %.1f s", reason, pause)
                 ending.wait(pause)

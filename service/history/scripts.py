@@ -34,7 +34,7 @@ for at = 3, #ARGV, 3 do
         redis.call('ZADD', KEYS[2], count, id)
       end
       if full then
-        redis.call('ZREMRANGEBYRANK', KEYS[1], 0, 0)
+        redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -(length + 1))
       end
     end
   end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -25,9 +26,10 @@ async def find_items(
     """Items whose title contains the query; the most popular ones when it is empty."""
     async with services.models.lease() as model:
         catalogue = model.titles.catalogue
+        # Among a million titles it takes half a second, and recommendations are not to wait for it.
+        found = await asyncio.to_thread(catalogue.search, query, limit)
         return ItemsResponse(
             items=tuple(
-                Item(item_id=catalogue.item_ids[index], title=catalogue.titles[index])
-                for index in catalogue.search(query, limit)
+                Item(item_id=catalogue.item_ids[index], title=catalogue.titles[index]) for index in found
             )
         )

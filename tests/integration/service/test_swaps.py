@@ -158,9 +158,11 @@ def test_two_replicas_swap_together_and_a_killed_one_comes_back_to_what_is_wante
     assert remembering.model == again.model
 
 
-def run_checkpoints(service: Any, token: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_checkpoints(
+    service: Any, token: str, *arguments: str, url: str | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "espalier", "checkpoints", *arguments, "--url", service.url],
+        [sys.executable, "-m", "espalier", "checkpoints", *arguments, "--url", url or service.url],
         capture_output=True,
         text=True,
         check=False,
@@ -213,3 +215,6 @@ def test_an_operator_swaps_from_a_shell(
     away = run_checkpoints(service, token, "list")
     assert (away.returncode, away.stdout) == (1, "")
     assert "does not answer" in away.stderr
+    typo = run_checkpoints(service, token, "list", url="http://127.0.0.1:80o0")
+    assert (typo.returncode, typo.stdout) == (1, "")
+    assert "http://127.0.0.1:80o0 does not answer (nonnumeric port: '80o0')" in typo.stderr

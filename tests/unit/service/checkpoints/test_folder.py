@@ -1,4 +1,8 @@
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -52,6 +56,38 @@ def test_a_half_copied_one_is_left_out_until_it_is_whole(served_artifact: Artifa
     assert folder.list() == {}
     manifest.write_bytes(last)
     assert list(folder.list()) == ["half"]
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may read everything; whoever else runs the tests is somebody already."""
+    mine = os.geteuid()
+    if mine == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(mine)
+
+
+def test_what_may_not_be_read_hides_nothing_else(served_artifact: Artifact) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        root = Path(name)
+        root.chmod(0o755)
+        copy(served_artifact, root / "one")
+        private = copy(served_artifact, root / "private")
+        private.chmod(0)
+        with as_nobody():
+            folder = ArtifactFolder(root)
+            assert list(folder.list()) == ["one"]
+            assert folder.only(None) == "one"
+            with pytest.raises(UnknownCheckpointError):
+                folder.find("private")
+            with pytest.raises(SettingsError, match="no whole artifact private"):
+                folder.only("private")
+        private.chmod(0o755)
+        with as_nobody():
+            assert list(folder.list()) == ["one", "private"]
 
 
 def test_of_several_one_must_be_named(served_artifact: Artifact, tmp_path: Path) -> None:

@@ -93,6 +93,9 @@ async def test_a_restart_serves_what_was_wanted(
         await activate(client, "other")
     async with swapping(checkpoint="tiny") as client:
         assert await served(client) == ("other", None)
+        metrics = (await client.get("/metrics")).text
+        assert 'espalier_generation{state="wanted"} 2.0' in metrics
+        assert 'espalier_generation{state="serving"} 2.0' in metrics
     async with swapping(checkpoint="tiny", redis_url=f"unix://{tmp_path}/nobody.sock") as client:
         assert await served(client) == ("other", None)  # with Redis away, the state file says so
 
@@ -111,6 +114,7 @@ async def test_a_missing_checkpoint_is_stood_in_for_until_it_is_back(
         told = (await client.get("/checkpoints")).json()
         assert (told["generation"], told["wanted"]["name"]) == (2, "other")
         assert "no such checkpoint" in told["replicas"][0]["reason"]
+        assert 'espalier_generation{state="wanted"} 2.0' in (await client.get("/metrics")).text
         put("other")
 
         async def is_back() -> bool:

@@ -1,15 +1,36 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from recommender.artifact import MANIFEST, Artifact
 from recommender.errors import ArtifactError
 from service.checkpoints.loading import load_model
-from service.engine.making import NativeMaker
+from service.engine.making import MadeEngine, NativeMaker
+from service.engine.protocol import Engine, Ranking, RankRequest
+
+
+class Unproven:
+    """A real engine whose proofs were given up; to see one do so takes a larger catalogue than a test has."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def rank(self, request: RankRequest) -> Ranking:
+        return replace(await self._engine.rank(request), exact=False)
+
+
+class Hasty(NativeMaker):
+    async def __call__(self, artifact: Artifact) -> MadeEngine:
+        made = await super().__call__(artifact)
+        return replace(made, engine=cast(Engine, Unproven(made.engine)))
 
 
 @pytest.fixture
@@ -60,6 +81,25 @@ async def test_other_reference_items_are_refused(copy: Callable[[str], Path]) ->
 
     with pytest.raises(ArtifactError, match="reference request 1 gives"):
         await load_model(edit_manifest(copy("bad"), change), NativeMaker(4, 0))
+
+
+async def test_a_search_that_gives_proofs_up_need_not_find_all_of_the_reference(
+    copy: Callable[[str], Path],
+) -> None:
+    def change(manifest: dict[str, Any]) -> None:  # a proof would have found another one, and a better one
+        manifest["reference"][1]["item_ids"][0] = "an item it missed"
+        manifest["reference"][1]["scores"][0] += 0.5
+
+    def change_more(manifest: dict[str, Any]) -> None:
+        change(manifest)
+        manifest["reference"][1]["scores"][2] += 0.01
+
+    with pytest.raises(ArtifactError, match="reference request 2 gives"):
+        await load_model(edit_manifest(copy("proven"), change), NativeMaker(4, 0))
+    model = await load_model(edit_manifest(copy("hasty"), change), Hasty(4, 0))
+    await model.engine.close()
+    with pytest.raises(ArtifactError, match="reference request 2 gives"):
+        await load_model(edit_manifest(copy("other"), change_more), Hasty(4, 0))
 
 
 async def test_scores_within_the_tolerance_are_accepted(copy: Callable[[str], Path]) -> None:

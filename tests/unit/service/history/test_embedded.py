@@ -113,6 +113,31 @@ def test_one_that_is_dead_at_the_end_is_no_error(tmp_path: Path, monkeypatch: py
         kill(client)
 
 
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with (
+        pytest.raises(SettingsError, match=r"file/state: cannot be written \(Not a directory\)"),
+        embedded_server(tmp_path / "file" / "state"),
+    ):
+        pass
+
+
+def test_what_the_system_refuses_at_a_start_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(embedded, "_FIRST_PAUSE_SECONDS", 0.01)
+    with embedded_server(tmp_path) as url, redis.Redis.from_url(url) as client:
+        client.set("key", "kept")
+        configuration = tmp_path / "valkey.conf"
+        configuration.unlink()
+        configuration.mkdir()  # nothing can be written there, as on a full disk
+        killed = kill(client)
+        until(lambda: caplog.text.count("does not start") >= 2)
+        configuration.rmdir()
+        until(lambda: running(client, killed))
+        assert client.get("key") == b"kept"
+
+
 def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(SettingsError, match="shorter ESPALIER_STATE_DIR"),

@@ -87,6 +87,15 @@ async def test_a_history_keeps_its_newest_and_counts_them_all(store: HistoryStor
     assert stored.count == 8
 
 
+async def test_a_shorter_length_shortens_what_was_longer(store: HistoryStore, client: Redis) -> None:
+    await store.append("ann", [event(f"g{time}", time) for time in range(5)])
+    settings = HistorySettings(redis_timeout_s=5, history_length=2, history_expiry_s=1000)
+    shorter = HistoryStore(client, settings, Metrics())
+    await shorter.append("ann", [event("new", 9.0)])
+    assert await items(shorter) == ["g4", "new"]
+    assert await client.zcard(user_keys("ann", "events")[0]) == 2
+
+
 async def test_sending_old_events_again_changes_nothing(store: HistoryStore) -> None:
     events = [event(f"i{time}", time) for time in range(30)]
     await store.append("ann", events)

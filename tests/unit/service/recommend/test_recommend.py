@@ -191,6 +191,25 @@ async def test_ten_thousand_candidates_are_taken(client: httpx.AsyncClient) -> N
     assert ids(answer) == ["g5"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/recommend", {"history": ["\ud800"]}),
+        ("POST", "/recommend", {"history": ["g1"], "exclude": ["\ud800"]}),
+        ("POST", "/recommend", {"history": ["g1"], "candidates": ["g2", "\ud800"]}),
+        ("POST", "/users/ann/events", {"item_id": "\ud800", "timestamp": 1}),
+    ],
+)
+async def test_an_id_that_is_no_text_is_refused(
+    client: httpx.AsyncClient, method: str, path: str, body: dict[str, Any]
+) -> None:
+    response = await client.request(
+        method, path, content=json.dumps(body), headers={"content-type": "application/json"}
+    )
+    assert response.status_code == 422, response.text
+    assert response.json()["type"] == "urn:espalier:problem:invalid-request"
+
+
 async def test_an_integer_is_read_as_its_decimal_string(client: httpx.AsyncClient) -> None:
     answer = await ask(client, history=[12, {"item_id": -3}, 5.0, "g1"], exclude=[7], k=2.0)
     assert answer["unknown_items"] == ["12", "-3", "5", "7"]
