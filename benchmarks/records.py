@@ -65,14 +65,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def provenance(record: Mapping[str, Any]) -> str:
     """The sentence under a page's title: command, machine, versions, date."""
-    machine = record["machine"]
+    return f"`{record['command']}`, {record['date']}, on {machine_in_words(record['machine'])}."
+
+
+def machine_in_words(machine: Mapping[str, Any]) -> str:
+    """The machine and the versions on it, of what `described` says."""
     versions = ", ".join(
         f"{name} {value}" for name, value in machine.items() if name not in ("cores", "processor")
     )
-    return (
-        f"`{record['command']}`, {record['date']}, on {machine['cores']} cores of {machine['processor']}; "
-        f"{versions}."
-    )
+    return f"{machine['cores']} cores of {machine['processor']}; {versions}"
 
 
 def publish(record: Record, out: Path | None, page: Callable[[Record], str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """What the rows say together: seeds averaged, differences in pairs, the gate, the goals, what is missing.
 
 A test row's value is averaged over the seeds before anything is compared, so that three lucky seeds count
-as one model.
+as one model; and pairs are of equal seeds, or the mean of several would stand against one draw.
 
 Shapes: R test rows.
 """
@@ -62,6 +62,7 @@ class Paired:
 
     Attributes:
         sets: those whose rows were pooled.
+        seeds: those that both have, in any of the sets.
         tokens: training tokens of `espalier` for each of the control's; None: not known.
     """
 
@@ -69,6 +70,7 @@ class Paired:
     size: int
     budget: float
     sets: tuple[str, ...]
+    seeds: tuple[int, ...]
     difference: Interval
     tokens: float | None
 
@@ -121,13 +123,14 @@ class Results:
         )
 
     def paired(self, control: Method, size: int, budget: float, sets: Sequence[str]) -> Paired | None:
-        """`espalier` minus the control over the sets that have both; None: none has."""
-        found = [
-            (name, ours, theirs)
-            for name in sets
-            if (ours := self.of(name, "espalier", size, budget))
-            and (theirs := self.of(name, control, size, budget))
-        ]
+        """`espalier` minus the control over the sets where both have rows of equal seeds; None: nowhere."""
+        found: list[tuple[str, list[Row], list[Row]]] = []
+        for name in sets:
+            ours, theirs = self.of(name, "espalier", size, budget), self.of(name, control, size, budget)
+            shared = {row.seed for row in ours} & {row.seed for row in theirs}
+            if shared:
+                ours, theirs = ([row for row in rows if row.seed in shared] for rows in (ours, theirs))
+                found.append((name, ours, theirs))
         if not found:
             return None
         pooled = tuple(name for name, _, _ in found)
@@ -138,7 +141,8 @@ class Results:
         read = [(_tokens(ours), _tokens(theirs)) for _, ours, theirs in found]
         known = [(ours, theirs) for ours, theirs in read if ours and theirs]
         tokens = sum(a for a, _ in known) / sum(b for _, b in known) if len(known) == len(read) else None
-        return Paired(control, size, budget, pooled, difference, tokens)
+        seeds = tuple(sorted({row.seed for _, ours, _ in found for row in ours}))
+        return Paired(control, size, budget, pooled, seeds, difference, tokens)
 
     def comparisons(self, size: int) -> list[Paired]:
         """All that can be paired at a size: by control and budget, set by set and then pooled."""

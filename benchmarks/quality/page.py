@@ -105,13 +105,22 @@ def _cells(one: Averaged) -> list[str]:
 
 
 def _comparison(results: Results) -> list[str]:
-    head = ["`espalier` minus", "gone", "budget", "test rows of", "NDCG@10", "tokens, ours for theirs"]
+    head = [
+        "`espalier` minus",
+        "gone",
+        "budget",
+        "test rows of",
+        "seeds",
+        "NDCG@10",
+        "tokens, ours for theirs",
+    ]
     cells = [
         [
             one.control,
             f"{one.size} %",
             f"{one.budget:g}",
             ", ".join(one.sets),
+            ", ".join(map(str, one.seeds)),
             _words(one.difference),
             "" if one.tokens is None else f"{one.tokens:.2f}",
         ]
@@ -227,7 +236,11 @@ def _missing(results: Results) -> list[str]:
 
 
 def _commands(results: Results) -> list[str]:
-    lines = [f"{_place(row)}: `{row.command}` at {row.commit}, {row.date}" for row in results.rows]
+    lines = [
+        f"{_place(row)}: `{row.command}` at {row.commit}, {row.date}"
+        + ("" if row.machine is None else f", on {row.machine}")
+        for row in results.rows
+    ]
     return ["## Commands", "\n".join(_listed(lines))]
 
 

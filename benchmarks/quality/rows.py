@@ -44,6 +44,7 @@ class Row(BaseModel):
         size: per cent of the teacher's non-embedding parameters that had to go; None: nothing was pruned.
         budget: training tokens as a share of the full budget.
         training_tokens: tokens read in all restorations; a teacher's, in its fine-tuning.
+        machine: what made it, and the versions there; None: made before this was recorded.
         trials: how many settings were tried on the validation split before this one was taken.
     """
 
@@ -74,6 +75,7 @@ class Row(BaseModel):
     command: str
     commit: str
     date: str
+    machine: str | None = None
 
     @property
     def key(self) -> str:

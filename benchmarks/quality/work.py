@@ -29,7 +29,7 @@ from benchmarks.quality.budget import (
 from benchmarks.quality.plan import SHAPES, Shapes, Size
 from benchmarks.quality.rows import Bounds, Method, Row, TestRows, keep
 from benchmarks.quality.sasrec import sasrec_ranks
-from benchmarks.records import commit
+from benchmarks.records import commit, described, machine_in_words
 from pruning.checkpoint import load_checkpoint
 from pruning.data.prepare import PrepareOptions, prepare
 from pruning.evaluation import RankingTask
@@ -275,6 +275,7 @@ def _row(
         command=asked.command,
         commit=commit(),
         date=date.today().isoformat(),
+        machine=machine_in_words(described(("torch", "transformers"))["machine"]),
     )
 
 

@@ -70,7 +70,13 @@ def test_controls_differ_from_ours_in_one_thing() -> None:
     (scratch,) = plan.recipe_of("scratch").stages
     assert (scratch.distillation.cross_entropy, scratch.distillation.forward_kl) == (1, 0)
     assert (scratch.training, scratch.weights) == (distilled.training, "drawn")
-    assert plan.recipe_of("paper").stages[-1].rounding == "bfloat16"
+    (layers,) = plan.recipe_of("depth-only").stages
+    assert layers.keep == {"layers": 1.0}
+    assert layers.repair == stages[0].repair is not None
+    assert (layers.training, layers.distillation) == (ours.training, ours.distillation)
+    paper = plan.recipe_of("paper").stages
+    assert paper[-1].rounding == "bfloat16"
+    assert {stage.training and stage.training.tokens_per_batch for stage in paper} == {1024}
 
 
 def test_rows_and_ranks_are_kept_replaced_and_paired(tmp_path: Path) -> None:
@@ -96,6 +102,22 @@ def test_rows_and_ranks_are_kept_replaced_and_paired(tmp_path: Path) -> None:
     assert paired.difference.value == pytest.approx(by_hand)
     assert results.paired("paper", 95, 1.0, ["movies_and_tv"]) is None
     assert results.retention(95) == {"movies_and_tv": (1.1, 0.9)}
+
+    keep(
+        tmp_path,
+        row("espalier", seed=1, hr10=0.2, retention_hr10=1.1, retention_ndcg10=0.9),
+        rows,
+        theirs_R,
+    )
+    keep(tmp_path, row("random", seed=1), rows, theirs_R)
+    keep(tmp_path, row("depth-only", seed=2), rows, theirs_R)
+    results = Results(tmp_path)
+    assert results.paired("scratch-distilled", 95, 1.0, ["movies_and_tv"]) == paired
+    assert paired.seeds == (0,)  # not the mean of two against one
+    other = results.paired("random", 95, 1.0, ["movies_and_tv"])
+    assert other is not None
+    assert (other.seeds, other.difference.value) == ((1,), 0.0)
+    assert results.paired("depth-only", 95, 1.0, ["movies_and_tv"]) is None
     assert "movies_and_tv espalier at 95 %, seed 0, budget 1" not in results.missing()
     assert "movies_and_tv espalier at 98 %, seed 0, budget 1" in results.missing()
     write_page(tmp_path)

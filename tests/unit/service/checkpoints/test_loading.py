@@ -15,7 +15,7 @@ from service.engine.protocol import Engine, Ranking, RankRequest
 
 
 class Unproven:
-    """A real engine whose proofs were given up; to see one do so takes a larger catalogue than a test has."""
+    """A real engine whose proofs were given up; to see one do so takes a larger catalogue than this."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
