@@ -20,7 +20,7 @@ HOW_TO_READ = """\
   limit) and read equally many training tokens. Budget 1 is twelve readings of the training histories.
 - `scratch-distilled` and `random` differ from `espalier` in one thing each: drawn weights, which warm up
   longer; what is kept. `scratch` lacks the teacher, too. `depth-only` keeps whole layers: at 95 % one fits,
-  so it has a third fewer parameters; its rows from before the commit that repaired it were not repaired.
+  so it has a third fewer parameters.
 - `paper` is restored among the catalogue, since the teacher is trained at decisions. Its scores are the
   published ones, which read all tokens and suit such a teacher less. Its objective, histories, 64 tokens a
   signal and learning rate are the published method's, its batches as large as ours.
