@@ -126,10 +126,10 @@ class Results:
         """`espalier` minus the control over the sets where both have rows of equal seeds; None: nowhere."""
         found: list[tuple[str, list[Row], list[Row]]] = []
         for name in sets:
-            ours, theirs = self.of(name, "espalier", size, budget), self.of(name, control, size, budget)
-            shared = {row.seed for row in ours} & {row.seed for row in theirs}
-            if shared:
-                ours, theirs = ([row for row in rows if row.seed in shared] for rows in (ours, theirs))
+            ours, theirs = _of_equal_seeds(
+                self.of(name, "espalier", size, budget), self.of(name, control, size, budget)
+            )
+            if ours:
                 found.append((name, ours, theirs))
         if not found:
             return None
@@ -174,8 +174,9 @@ class Results:
             if not among_R.any():
                 continue
             lead = None
-            if set(_LEADING) <= set(rows):
-                ours_R, theirs_R = (values[method][among_R] for method in _LEADING)
+            pair = _of_equal_seeds(*(rows.get(method, []) for method in _LEADING))
+            if all(pair):
+                ours_R, theirs_R = (self._values(found, gains)[among_R] for found in pair)
                 users = [f"{user:06d}" for user in stored["users"][among_R].tolist()]
                 lead = UserBootstrap(users).difference(ours_R, theirs_R)
             means = {method: float(value_R[among_R].mean()) for method, value_R in values.items()}
@@ -279,6 +280,11 @@ class Results:
             users = [f"{name} {user:06d}" for name in sets for user in self._ranks[name]["users"].tolist()]
             self._bootstraps[sets] = UserBootstrap(users)
         return self._bootstraps[sets]
+
+
+def _of_equal_seeds(ours: Sequence[Row], theirs: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    shared = {row.seed for row in ours} & {row.seed for row in theirs}
+    return [row for row in ours if row.seed in shared], [row for row in theirs if row.seed in shared]
 
 
 def worth_keeping(gate: Interval) -> bool:

@@ -53,6 +53,7 @@ def folder(tmp_path: Path) -> Path:
     put(tmp_path, MOVIES, "espalier", [1, 1, 3, 0])
     put(tmp_path, MOVIES, "espalier", [1, 3, 3, 0], seed=1)
     put(tmp_path, MOVIES, "scratch-distilled", [3, 3, 3, 0], training_tokens=500_000)
+    put(tmp_path, MOVIES, "scratch-distilled", [3, 3, 3, 0], seed=1, training_tokens=500_000)
     put(tmp_path, GAMES, "espalier", [1, 3])
     put(tmp_path, GAMES, "scratch-distilled", [3, 1])
     return tmp_path
@@ -144,8 +145,8 @@ def test_the_page_says_it_plainly(folder: Path) -> None:
     write_page(folder)
     written = (folder / "quality.md").read_text()
     assert "| espalier | 0, 1 |" in written
-    assert f"| scratch-distilled | 95 % | 1 | {MOVIES} | 0.1875 [" in written
-    assert f"| scratch-distilled | 95 % | 1 | {MOVIES}, {GAMES} | 0.1250 [" in written
+    assert f"| scratch-distilled | 95 % | 1 | {MOVIES} | 0, 1 | 0.1875 [" in written
+    assert f"| scratch-distilled | 95 % | 1 | {MOVIES}, {GAMES} | 0, 1 | 0.1250 [" in written
     kept = ((1.5 + 2.0) / 2, (0.5625 / TEACHER + 0.75 / TEACHER) / 2)
     assert f"over 2 of 3 sets is {kept[0]:.3f} (HR@10) and {kept[1]:.3f} (NDCG@10)" in written
     assert "open, sets are missing" in written

@@ -115,7 +115,7 @@ def test_a_reproduction_stands_beside_what_is_published(made: Made) -> None:
 def test_a_row_has_what_the_table_needs(made: Made) -> None:
     row = made.first.here
     stored = json.loads((made.folder / "work" / "results" / "quality.json").read_text())["runs"]
-    assert stored[0].keys() == {*NAMED_BY_THE_ISSUE.split(), "size", "budget"}
+    assert stored[0].keys() == {*NAMED_BY_THE_ISSUE.split(), "size", "budget", "machine"}
     assert None not in stored[0].values()
     assert (row.dataset, row.base, row.recipe) == ("rivers", "tiny", "espalier")
     ranks_R = read_ranks(made.folder / "work" / "results", "rivers")[row.key]
