@@ -26,7 +26,7 @@ async def find_items(
     """Items whose title contains the query; the most popular ones when it is empty."""
     async with services.models.lease() as model:
         catalogue = model.titles.catalogue
-        # Among a million titles it takes half a second, and recommendations are not to wait for it.
+        # It looks at every title, and recommendations are not to wait for it.
         found = await asyncio.to_thread(catalogue.search, query, limit)
         return ItemsResponse(
             items=tuple(

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -88,21 +89,39 @@ def test_a_server_that_dies_alone_is_started_again(
         assert caplog.text.count("the embedded server died") == 2
 
 
+def _no_folder_for_its_files(state: Path) -> Callable[[], None]:
+    files, away = state / "appendonlydir", state / "away"
+    files.rename(away)
+    files.write_text("no folder")
+
+    def mend() -> None:
+        files.unlink()
+        away.rename(files)
+
+    return mend
+
+
+def _nowhere_to_configure_it(state: Path) -> Callable[[], None]:
+    configuration = state / "valkey.conf"
+    configuration.unlink()
+    configuration.mkdir()  # as on a full disk, it is the system's error, not Valkey's
+    return configuration.rmdir
+
+
+@pytest.mark.parametrize("spoil", [_no_folder_for_its_files, _nowhere_to_configure_it])
 def test_one_that_does_not_start_again_is_tried_until_it_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    spoil: Callable[[Path], Callable[[], None]],
 ) -> None:
     monkeypatch.setattr(embedded, "_FIRST_PAUSE_SECONDS", 0.01)
     with embedded_server(tmp_path) as url, redis.Redis.from_url(url) as client:
         client.set("key", "kept")
-        files = tmp_path / "appendonlydir"
-        files.chmod(0)
-        files.rename(tmp_path / "away")
-        files.write_text("no folder")
+        mend = spoil(tmp_path)
         killed = kill(client)
         until(lambda: caplog.text.count("does not start") >= 2)
-        files.unlink()
-        (tmp_path / "away").rename(files)
-        files.chmod(0o700)
+        mend()
         until(lambda: running(client, killed))
         assert client.get("key") == b"kept"
 
@@ -120,22 +139,6 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         embedded_server(tmp_path / "file" / "state"),
     ):
         pass
-
-
-def test_what_the_system_refuses_at_a_start_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(embedded, "_FIRST_PAUSE_SECONDS", 0.01)
-    with embedded_server(tmp_path) as url, redis.Redis.from_url(url) as client:
-        client.set("key", "kept")
-        configuration = tmp_path / "valkey.conf"
-        configuration.unlink()
-        configuration.mkdir()  # nothing can be written there, as on a full disk
-        killed = kill(client)
-        until(lambda: caplog.text.count("does not start") >= 2)
-        configuration.rmdir()
-        until(lambda: running(client, killed))
-        assert client.get("key") == b"kept"
 
 
 def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
