@@ -27,8 +27,7 @@ HOW_TO_READ = """\
 - Where their recipe says `collaborative`, all that are distilled but `paper` are shown a mixture of the
   teacher and of a sequence model like `sasrec` (decision 18), so they can keep more than all of the
   teacher. `sasrec` is what such a model ranks by itself.
-- Teachers learn beside a sequence model, too, by half of their loss, since 30 November 2026; that of
-  cds_and_vinyl is older, and learnt from the truth alone.
+- Teachers learn beside a sequence model, too, by half of their loss (decision 18).
 - A row is of its recipe and its teacher as they stood at the commit beside its command. Students learn in
   batches of 1,024 tokens since 1 December 2026, those of older rows of 2,048. All products of a set,
   the teacher's too, are float32's, or bfloat16's where the commands at the end say so."""
